@@ -1,0 +1,38 @@
+# Needs Python >= 3.10 (with venv) and make. Everything lands in .venv; nothing else changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Create .venv and install rlprune into it (once)
+
+# A second run reinstalls nothing: the stamp is newer than what decides on the packages.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Creating $(VENV) with $(PYTHON) ..."
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Installing rlprune and its tested dependencies (torch and ray are large: this takes minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "Installed. Activate with: . $(BIN)/activate"
+
+quickstart: $(STAMP)  ## Prune a small CNN on scikit-learn's digits and show the table (ARGS=... passed on)
+	$(BIN)/rlprune quickstart $(ARGS)
+
+lint: $(STAMP)  ## ruff check, ruff format --check, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## Everything that must pass: lint, then pytest (ARGS=... passed to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:  ## Remove .venv, caches and build files (never your runs)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find rlprune tests analysis -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,463 @@
+"""The configuration of a trial: frozen dataclasses are the truth, YAML overrides them.
+
+Unknown keys, wrong types and values out of range are all reported at once, each with
+field, rule, value and remedy, before any work starts. Pydantic's dataclasses do the
+checking; they are ordinary frozen dataclasses otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from rlprune.errors import ConfigError, Problem
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+DatasetName = Literal["digits", "fashion_mnist", "cifar10", "imagefolder", "parquet"]
+BackboneName = Literal[
+    "m_cifarnet", "resnet20", "resnet32", "resnet56", "vgg16_bn", "resnet18", "mobilenet_v2"
+]
+BaselineName = Literal["dense", "uniform", "static_l1", "random"]
+Budget = float | str
+"""A budget: see :class:`BudgetConfig`."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    """Which images, and how they are split.
+
+    Attributes:
+        name: the image set.
+        root: folder where its files lie (not used by ``digits``); torchvision's sets are
+            downloaded there if absent and ``download`` is true.
+        download: whether missing torchvision files may be fetched.
+        image_size: side in pixels to which ``imagefolder`` and ``parquet`` images are
+            resized (the other sets keep their own size); None keeps the first image's.
+        validation_fraction: part of the training images held out, per class.
+        augment: "auto" uses the set's usual augmentation, "none" uses none.
+        max_train_images: use only so many training images (stratified), None = all.
+    """
+
+    name: DatasetName = "digits"
+    root: str | None = None
+    download: bool = True
+    image_size: AtLeastOne | None = None
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    augment: Literal["auto", "none"] = "auto"
+    max_train_images: AtLeastOne | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BackboneConfig:
+    """Which network.
+
+    Attributes:
+        name: a built-in backbone; ignored where ``factory`` is given.
+        width: multiplies every layer's channels (``m_cifarnet``, CIFAR ResNets, VGG).
+        factory: "package.module:function" that returns an ``nn.Module``; called with
+            ``num_classes`` and ``in_channels`` where it accepts them.
+        weights: path of a state dict, read with ``weights_only=True``.
+    """
+
+    name: BackboneName = "m_cifarnet"
+    width: Positive = 1.0
+    factory: str | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PruningConfig:
+    """How channels are ranked and masked (paper Sec. 3).
+
+    Attributes:
+        alpha: least keep ratio of a layer.
+        tradeoff: "permanent" (default) makes the storage claim true by construction;
+            "paper" is the paper's rule, Eq. 4-5.
+    """
+
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    tradeoff: Literal["permanent", "paper"] = "permanent"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BudgetConfig:
+    """What the pruned network may cost. Each budget is optional, each has one meaning.
+
+    A value is one of:
+
+    - a number s in (0, 1]: the cost of the complete gated network in which every layer
+      keeps s of its channels (method.md Sec. 2; s = 0.5 is about a quarter of the MACs).
+      For storage the share of channels that the tradeoff rate R_r leaves to the static
+      agent counts: permanently kept are 1 - (1 - R_r)(1 - s) of the channels;
+    - a percentage such as "40%": that part of the dense network's cost;
+    - an absolute amount: a number above 1, or text such as "300KB", "1.5MiB", "40M".
+
+    Attributes:
+        storage_max: bytes of stored weights (predictors and agent included).
+        compute_max: multiply-accumulates that any single image may cost.
+        compute_mean: multiply-accumulates per image on average over images.
+        train_range: (low, high) numbers s; in training each episode draws s from it and
+            uses it for every budget above that is a number s. None: no variation.
+        rule: "projected" meets the caps by construction; "soft" only penalises (paper).
+    """
+
+    storage_max: Budget | None = 0.5
+    compute_max: Budget | None = 0.5
+    compute_mean: Budget | None = None
+    train_range: tuple[Fraction, Fraction] | None = None
+    rule: Literal["projected", "soft"] = "projected"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AgentConfig:
+    """The two agents and PPO.
+
+    Attributes:
+        hidden: width of encoder and recurrent state (the paper: 128). Deviation: 32, the
+            agent ships with the model and its bytes count.
+        action: the runtime agent's action is the keep ratio ("absolute", paper) or its
+            change from layer to layer ("change": noise accumulates over the layers, which
+            explores "spend more on this image"). "auto": "change" where ``compute_mean``
+            is set, else "absolute".
+        learning_rate: Adam step of both agents at the first update; falls linearly to a
+            tenth over the planned updates (the paper: 1e-6, constant).
+        initial_log_std: initial bias of the log-std head (the paper: -4).
+        min_log_std: log-std is not let below this, so exploration never ends.
+        epochs: PPO passes over each update's rollouts.
+        gamma, gae_lambda, clip, value_coefficient, entropy_coefficient, gradient_clip: PPO.
+        runtime_mean_penalty, static_mean_penalty: weights of the penalty that pulls the
+            policy's mean back into [alpha, 1].
+        samples_per_image: rollouts of the same image in one update; their mean reward,
+            the rollout's own left out, is subtracted as a baseline (1: no baseline).
+        loss_average_decay: decay of the moving average of the loss in the reward.
+    """
+
+    hidden: AtLeastOne = 32
+    action: Literal["auto", "absolute", "change"] = "auto"
+    learning_rate: Positive = 3e-3
+    initial_log_std: float = -2.5
+    min_log_std: float = -4.0
+    epochs: AtLeastOne = 2
+    gamma: Fraction = 0.999
+    gae_lambda: Fraction = 0.95
+    clip: Positive = 0.2
+    value_coefficient: Annotated[float, Field(ge=0.0)] = 0.5
+    entropy_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
+    gradient_clip: Positive = 0.5
+    runtime_mean_penalty: Annotated[float, Field(ge=0.0)] = 100.0
+    static_mean_penalty: Annotated[float, Field(ge=0.0)] = 0.001
+    samples_per_image: AtLeastOne = 4
+    loss_average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RolloutConfig:
+    """Where and how much experience is collected.
+
+    Attributes:
+        num_env_runners: remote rollout workers; 0 rolls out in the trial's own process.
+        rollouts_per_update: episodes of one PPO update, over all workers.
+        threads_per_runner: torch threads of each remote worker.
+    """
+
+    num_env_runners: Count = 0
+    rollouts_per_update: AtLeastOne = 256
+    threads_per_runner: AtLeastOne = 1
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainingConfig:
+    """The phases (paper Sec. 4); any of them can be set to zero.
+
+    Attributes:
+        pretrain_epochs: dense backbone (0: random or ``backbone.weights``).
+        runtime_importance_epochs: backbone and runtime predictors, u_s fixed at 1.
+        static_importance_epochs: u_s freed as well.
+        varied_ratios: train the importances under random keep ratios per image and layer
+            (the agents then explore on a network that works at any ratio). Deviation: the
+            paper prunes nothing in these phases.
+        rounds: alternations of agent training and fine-tuning.
+        updates_per_round: PPO updates in each.
+        finetune_epochs: CNN epochs in each (fractions allowed).
+        batch_size: images per CNN step.
+        pretrain_learning_rate, finetune_learning_rate: Adam steps, cosine to zero over
+            the phase; fine-tuning's schedule spans all rounds.
+        gradient_clip: largest norm of the CNN's gradient.
+        label_smoothing: of the cross-entropy in all CNN phases.
+    """
+
+    pretrain_epochs: Count = 10
+    runtime_importance_epochs: Count = 2
+    static_importance_epochs: Count = 1
+    varied_ratios: bool = True
+    rounds: Count = 4
+    updates_per_round: Count = 25
+    finetune_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    batch_size: AtLeastOne = 128
+    pretrain_learning_rate: Positive = 2e-3
+    finetune_learning_rate: Positive = 1e-3
+    gradient_clip: Positive = 40.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvaluationConfig:
+    """Which points are measured.
+
+    Attributes:
+        tradeoff_rates: the R_r values; training samples from them too.
+        budgets: further numbers s at which to evaluate (each replaces every budget that
+            is itself a number s); empty: only the configured budgets.
+        baselines: which simple methods stand beside the learned policy.
+        random_candidates: N of the ``random`` baseline (best of N on validation).
+        batchnorm_images: training images for re-estimating BatchNorm statistics per point.
+        batch_size: images per evaluation step.
+    """
+
+    tradeoff_rates: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (1.0, 0.5, 0.0)
+    budgets: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = ()
+    baselines: tuple[BaselineName, ...] = ("dense", "uniform", "static_l1", "random")
+    random_candidates: AtLeastOne = 8
+    batchnorm_images: AtLeastOne = 2048
+    batch_size: AtLeastOne = 250
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ResourceConfig:
+    """What the trial runs on.
+
+    Attributes:
+        device: of CNN training and of the learner; "auto" uses a GPU where there is one.
+        cpus: torch threads of the trial's own process; None: all cores.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus: AtLeastOne | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrialConfig:
+    """Everything that determines a trial. See the parts for the fields."""
+
+    name: str = "trial"
+    seed: Count = 0
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    pruning: PruningConfig = PruningConfig()
+    budgets: BudgetConfig = BudgetConfig()
+    agents: AgentConfig = AgentConfig()
+    rollouts: RolloutConfig = RolloutConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourceConfig = ResourceConfig()
+
+    @model_validator(mode="after")
+    def _check_parts_against_each_other(self) -> TrialConfig:
+        group, rollouts = self.agents.samples_per_image, self.rollouts.rollouts_per_update
+        runners = max(1, self.rollouts.num_env_runners)
+        if rollouts % (group * runners):
+            raise ValueError(
+                f"rollouts.rollouts_per_update|must be a multiple of agents.samples_per_image x "
+                f"workers = {group * runners}|{rollouts}|"
+                f"Use {group * runners * max(1, rollouts // (group * runners))}."
+            )
+        low_high = self.budgets.train_range
+        if low_high is not None and not 0.0 < low_high[0] <= low_high[1]:
+            raise ValueError(
+                f"budgets.train_range|must be (low, high) with 0 < low <= high|{low_high}|"
+                "Write it as [0.3, 0.7]."
+            )
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetAmount:
+    """A parsed budget.
+
+    Attributes:
+        kind: "ratio" (a number s, method.md Sec. 2), "fraction" (of the dense network's
+            cost) or "absolute" (bytes or multiply-accumulates).
+        value: s, the fraction, or the amount.
+    """
+
+    kind: Literal["ratio", "fraction", "absolute"]
+    value: float
+
+
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30}
+_AMOUNT = re.compile(r"([0-9.]+(?:e[0-9]+)?)\s*(%|[kmg]i?)?\s*(?:b|macs)?", re.IGNORECASE)
+
+
+def parse_budget(value: float | str) -> BudgetAmount:
+    """Reads one budget as :class:`BudgetConfig` describes it.
+
+    Raises:
+        ValueError: if the value is none of a number, a percentage, an amount with a unit,
+            or is not above zero.
+    """
+    match = _AMOUNT.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError(f"{value!r} is no budget")
+    number, unit = float(match[1]), (match[2] or "").lower()
+    if number <= 0.0:
+        raise ValueError("a budget must be above zero")
+    if unit == "%":
+        return BudgetAmount("fraction", number / 100.0)
+    if number <= 1.0 and not unit:
+        return BudgetAmount("ratio", number)
+    return BudgetAmount("absolute", number * _UNITS[unit])
+
+
+def _budget_problems(budgets: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    for field in ("storage_max", "compute_max", "compute_mean"):
+        value = budgets.get(field)
+        if not isinstance(value, (int, float, str)):
+            continue
+        try:
+            parse_budget(value)
+        except ValueError:
+            problems.append(
+                Problem(
+                    f"budgets.{field}",
+                    "must be a number s in (0, 1], a percentage or an amount",
+                    value,
+                    'Write for example 0.5, "40%", "300KB" or "40M".',
+                )
+            )
+    return problems
+
+
+def _known_keys(path: Sequence[str | int]) -> list[str]:
+    kind: Any = TrialConfig
+    for part in path:
+        field_types = {field.name: field.type for field in dataclasses.fields(kind)}
+        name = field_types.get(str(part))
+        kind = globals().get(name) if isinstance(name, str) else None
+        if kind is None or not dataclasses.is_dataclass(kind):
+            return []
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _problem_from(error: Mapping[str, Any]) -> Problem:
+    location = [part for part in error["loc"] if not str(part).startswith("function-")]
+    if error["type"] == "unexpected_keyword_argument":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
+        return Problem(".".join(map(str, location)), "unknown key", error["input"], remedy)
+    if error["type"] == "value_error":
+        field, rule, value, remedy = str(error["ctx"]["error"]).split("|")
+        return Problem(field, rule, value, remedy)
+    rule = str(error["msg"]).removeprefix("Input ").replace("should", "must")
+    return Problem(
+        ".".join(map(str, location)),
+        rule,
+        error["input"],
+        "See `rlprune train --help` and the comments in tune_configs/ for the meaning.",
+    )
+
+
+def config_from_dict(values: Mapping[str, Any]) -> TrialConfig:
+    """Builds a checked configuration.
+
+    Args:
+        values: nested mapping in the shape of :class:`TrialConfig`; what is absent keeps
+            its default.
+
+    Raises:
+        ConfigError: listing every problem found.
+    """
+    budgets = values.get("budgets")
+    problems = _budget_problems(budgets) if isinstance(budgets, Mapping) else []
+    try:
+        config = TypeAdapter(TrialConfig).validate_python(dict(values))
+    except ValidationError as error:
+        seen: dict[str, Problem] = {}
+        for item in error.errors():
+            problem = _problem_from(item)
+            seen.setdefault(problem.field, problem)
+        inner = [p for p in seen.values() if not any(q.startswith(p.field + ".") for q in seen)]
+        raise ConfigError([*inner, *problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def config_to_dict(config: TrialConfig) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries (JSON- and YAML-safe)."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def config_hash(config: TrialConfig) -> str:
+    """Twelve hexadecimal digits that are equal exactly for equal configurations."""
+    text = json.dumps(config_to_dict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _apply_override(values: dict[str, Any], override: str) -> Problem | None:
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        return Problem("--set", "must read a.b=value", override, "Write --set data.name=digits.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return Problem(path, "value must be YAML", text, "Quote it, for example --set 'a.b=\"x\"'.")
+    node = values
+    for key in keys[:-1]:
+        if not isinstance(node.get(key), dict):
+            node[key] = {}
+        node = node[key]
+    node[keys[-1]] = value
+    return None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrialConfig:
+    """Reads a YAML file and applies ``a.b=value`` overrides to it.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, or any setting is invalid;
+            every problem is listed.
+    """
+    file = Path(path)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            [Problem("CONFIG", "must be a readable file", str(file), f"{error}.")]
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            [Problem("CONFIG", "must be YAML", str(file), " ".join(str(error).split()))]
+        ) from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(
+            [Problem("CONFIG", "must hold a mapping", type(values).__name__, "Write key: value.")]
+        )
+    problems = [problem for item in overrides if (problem := _apply_override(values, item))]
+    try:
+        config = config_from_dict(values)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return config

@@ -1,0 +1,122 @@
+"""Rewards of the two agents, paid at the last layer of an episode.
+
+Legend: B episodes. Costs are fractions of the dense network's. Source: method.md Sec. 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_OVERRUN_WEIGHT = 1.2
+_OVERRUN_SCALE = 0.03
+_SAVING_WEIGHT = 0.1
+_LARGEST_EXPONENT = 20.0  # an overrun beyond 60 % of the dense cost is as bad as can be
+
+
+def accuracy_term(loss: Tensor, average_loss: float) -> Tensor:
+    """-CE loss [B] over its moving average."""
+    return -loss / max(average_loss, 1e-6)
+
+
+def _overrun(cost: Tensor, budget: Tensor) -> Tensor:
+    exponent = ((cost - budget) / _OVERRUN_SCALE).clamp(max=_LARGEST_EXPONENT)
+    return -_OVERRUN_WEIGHT * (torch.exp(exponent) - 1.0)
+
+
+def compute_term(cost: Tensor, budget: Tensor) -> Tensor:
+    """Penalty above the compute budget, small bonus below it, zero without a budget.
+
+    Args:
+        cost: MACs really spent over the dense network's, [B].
+        budget: likewise, [B]; infinity = none.
+    """
+    bonus = _SAVING_WEIGHT * (budget - cost)
+    term = torch.where(cost > budget, _overrun(cost, budget), bonus)
+    return torch.where(torch.isfinite(budget), term, torch.zeros_like(cost))
+
+
+def storage_term(cost: Tensor, budget: Tensor) -> Tensor:
+    """Penalty above the storage budget, nothing below it. Arguments as compute_term."""
+    term = torch.where(cost > budget, _overrun(cost, budget), torch.zeros_like(cost))
+    return torch.where(torch.isfinite(budget), term, torch.zeros_like(cost))
+
+
+def mean_compute_term(cost: Tensor, target: Tensor, price: Tensor) -> Tensor:
+    """-price * (cost - target) [B]; zero without a mean budget.
+
+    Deviation: the paper has no budget on the mean. The price is a Lagrange multiplier,
+    adapted by :class:`PriceCurve` until the mean cost meets the target.
+    """
+    term = -price * (cost - target)
+    return torch.where(torch.isfinite(target), term, torch.zeros_like(cost))
+
+
+def leave_one_out(rewards: Tensor, group: int) -> Tensor:
+    """Rewards minus the mean of the other episodes of the same image.
+
+    Args:
+        rewards: [B], episodes of one image in ``group`` consecutive rows.
+        group: episodes per image; 1 returns the rewards unchanged.
+
+    Returns:
+        [B]. The baseline does not depend on the episode's own actions, so the policy
+        gradient stays unbiased.
+    """
+    if group == 1:
+        return rewards
+    grouped = rewards.reshape(-1, group)
+    others = (grouped.sum(1, keepdim=True) - grouped) / (group - 1)
+    return (grouped - others).reshape(-1)
+
+
+@dataclass
+class PriceCurve:
+    """Price of compute as a function of the mean-compute target, learned by dual ascent.
+
+    Attributes:
+        knots: targets (fraction of dense MACs) at which a price is kept.
+        prices: non-negative, one per knot; linear in between.
+        step: relative overspending of 1 raises the price by this much per update.
+    """
+
+    knots: list[float]
+    prices: list[float]
+    step: float = 0.2
+
+    @classmethod
+    def over(cls, low: float, high: float, count: int = 5, price: float = 1.0) -> PriceCurve:
+        """A flat curve over targets from ``low`` to ``high``."""
+        count = 1 if high - low < 1e-9 else count
+        return cls(
+            [low + (high - low) * i / max(count - 1, 1) for i in range(count)], [price] * count
+        )
+
+    def _weights(self, target: Tensor) -> Tensor:
+        """Interpolation weights, [B] -> [B, knots]."""
+        knots = torch.tensor(self.knots, dtype=torch.float64)
+        if len(knots) == 1:
+            return torch.ones(len(target), 1, dtype=torch.float64)
+        spacing = knots[1] - knots[0]
+        distance = (target.double().clamp(knots[0], knots[-1]).unsqueeze(1) - knots).abs()
+        return (1.0 - distance / spacing).clamp(min=0.0)
+
+    def price(self, target: Tensor) -> Tensor:
+        """Price for each target, [B] -> float64 [B]."""
+        return self._weights(target) @ torch.tensor(self.prices, dtype=torch.float64)
+
+    def update(self, target: Tensor, cost: Tensor) -> None:
+        """One dual step: dearer where the mean cost exceeds the target, cheaper below.
+
+        Args:
+            target, cost: fractions of dense MACs, [B].
+        """
+        weights = self._weights(target)
+        excess = ((cost - target) / target).double()
+        mean = (weights * excess.unsqueeze(1)).sum(0) / weights.sum(0).clamp(min=1e-9)
+        self.prices = [
+            max(0.0, price + self.step * float(value)) if float(total) > 1e-6 else price
+            for price, value, total in zip(self.prices, mean, weights.sum(0), strict=True)
+        ]

@@ -1,0 +1,30 @@
+"""Pruning: importance, masks, costs and budgets of gated networks (pure torch)."""
+
+from rlprune.pruning.budgets import BudgetBook, EpisodeBudgets, Point
+from rlprune.pruning.costs import AgentSize, BilinearCost, CostModel
+from rlprune.pruning.gated import Gate, GatedConv, GatedNetwork, signed_product
+from rlprune.pruning.masks import (
+    TradeoffKeep,
+    cap_keep,
+    kept_count,
+    permanent_count,
+    tradeoff_keep,
+)
+
+__all__ = [
+    "AgentSize",
+    "BilinearCost",
+    "BudgetBook",
+    "CostModel",
+    "EpisodeBudgets",
+    "Gate",
+    "GatedConv",
+    "GatedNetwork",
+    "Point",
+    "TradeoffKeep",
+    "cap_keep",
+    "kept_count",
+    "permanent_count",
+    "signed_product",
+    "tradeoff_keep",
+]

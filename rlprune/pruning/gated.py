@@ -1,0 +1,215 @@
+"""The gated network: a backbone whose convolutions are scaled and masked per image.
+
+Legend: B images, C_in and C channels, H x W pixels, T prunable layers.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from rlprune.backbones.graph import ChannelGraph, FollowerLayer, PrunableLayer, TracedBackbone
+
+
+def signed_product(runtime: Tensor, static: Tensor) -> Tensor:
+    """u = u_r * u_s, negative where both are (two unimportant votes stay unimportant).
+
+    Source: paper Sec. 3.1; method.md Sec. 1.
+    """
+    product = runtime * static
+    return torch.where((runtime < 0) & (static < 0), -product, product)
+
+
+class Gate:
+    """Decides, layer by layer during one forward pass, which channels are computed.
+
+    The base class keeps everything. One instance serves one pass at a time; the masks of
+    the last pass stay readable.
+
+    Attributes:
+        keep: decided masks, layer index -> bool [B, C], or None for "all".
+    """
+
+    def __init__(self) -> None:
+        self.keep: dict[int, Tensor | None] = {}
+
+    def decide(self, layer: int, pooled: Tensor, importance: Tensor) -> Tensor | None:
+        """Keep mask of one layer.
+
+        Args:
+            layer: index t.
+            pooled: global average of the layer's input, [B, C_in].
+            importance: u_r [B, C].
+
+        Returns:
+            bool [B, C], True = kept; None keeps all.
+        """
+        return None
+
+    def __call__(self, layer: int, pooled: Tensor, importance: Tensor) -> Tensor | None:
+        """Calls :meth:`decide` and remembers the mask for depthwise followers."""
+        self.keep[layer] = self.decide(layer, pooled, importance)
+        return self.keep[layer]
+
+
+def _folded(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(reciprocal standard deviation [C], mean [C]) of BatchNorm's running statistics."""
+    variance, mean = cast(Tensor, norm.running_var), cast(Tensor, norm.running_mean)
+    return torch.rsqrt(variance + norm.eps), mean
+
+
+class GatedConv(nn.Module):
+    """Convolution, normalisation, importance scaling and masking of one prunable layer.
+
+    Output: keep * (u * norm(conv(x)) + shift), u = u_r * u_s,
+    u_r = W pool(x) + b. With W = 0, b = BatchNorm's scale, u_s = 1 and shift =
+    BatchNorm's shift (how it is built) this is exactly the original convolution and
+    BatchNorm; a pruned channel is exactly zero.
+
+    Args:
+        conv: the convolution; its bias becomes part of the normalisation or the shift.
+        norm: the BatchNorm2d behind it, or None.
+        layer: its record in the channel graph.
+
+    Source: paper Sec. 3.1, Eq. (1)-(3). Deviation: W starts at zero, so that building the
+    gated network does not change what a pretrained network computes.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, layer: PrunableLayer) -> None:
+        super().__init__()
+        self.layer = layer
+        channels, device = layer.out_channels, conv.weight.device
+        scale = torch.ones(channels, device=device)
+        shift = torch.zeros(channels, device=device)
+        if norm is not None:
+            if conv.bias is not None:  # BatchNorm subtracts it again
+                cast(Tensor, norm.running_mean).sub_(conv.bias.detach())
+            scale, shift = norm.weight.detach().clone(), norm.bias.detach().clone()
+            norm.affine = False  # scale and shift live in the predictor's bias and in beta
+            norm.register_parameter("weight", None)
+            norm.register_parameter("bias", None)
+        elif conv.bias is not None:
+            shift = conv.bias.detach().clone()
+        self.conv = conv
+        self.norm = norm
+        conv.bias = None
+        self.runtime_predictor = nn.Linear(layer.in_channels, channels, device=device)
+        with torch.no_grad():
+            self.runtime_predictor.weight.zero_()
+            self.runtime_predictor.bias.copy_(scale)
+        self.static_importance = nn.Parameter(torch.ones(channels, device=device))
+        self.shift = nn.Parameter(shift)
+        self.use_predictor = True
+
+    def runtime_importance(self, pooled: Tensor) -> Tensor:
+        """u_r [B, C] from the pooled input [B, C_in]; without predictor, its bias alone."""
+        if self.use_predictor:
+            return cast(Tensor, self.runtime_predictor(pooled))
+        return self.runtime_predictor.bias.expand(len(pooled), -1)
+
+    def forward(self, x: Tensor, gate: Gate) -> Tensor:
+        """[B, C_in, H, W] -> [B, C, H', W']."""
+        pooled = x.mean((2, 3))
+        runtime = self.runtime_importance(pooled)
+        keep = gate(self.layer.index, pooled, runtime)
+        scale = signed_product(runtime, self.static_importance)
+        shift = self.shift.expand_as(scale)
+        if keep is not None:
+            scale, shift = scale * keep, shift * keep
+        y = self.conv(x)
+        if self.norm is not None:
+            if self.norm.training:
+                y = self.norm(y)
+            else:  # fold the statistics into the scale: one pass over y instead of two
+                reciprocal, mean = _folded(self.norm)
+                scale = scale * reciprocal
+                shift = shift - scale * mean
+        return torch.addcmul(shift[:, :, None, None], y, scale[:, :, None, None])
+
+
+class FollowerConv(nn.Module):
+    """Depthwise convolution and its BatchNorm, masked like the layer that it follows."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, layer: FollowerLayer) -> None:
+        super().__init__()
+        self.layer = layer
+        self.conv = conv
+        self.norm = norm
+
+    def forward(self, x: Tensor, gate: Gate) -> Tensor:
+        """[B, C, H, W] -> [B, C, H', W']; masked channels are exactly zero."""
+        y = self.conv(x)
+        y = y if self.norm is None else self.norm(y)
+        keep = gate.keep.get(self.layer.producer)
+        return y if keep is None else y * keep[:, :, None, None]
+
+
+class GatedNetwork(nn.Module):
+    """A traced backbone with a gate in front of every prunable convolution.
+
+    Takes over the backbone's modules (trained weights included); the backbone itself must
+    not be used afterwards.
+
+    Args:
+        traced: from :func:`rlprune.backbones.trace_backbone`.
+
+    Attributes:
+        channels: the channel graph (costs are computed from it).
+        layers: the T gated convolutions in execution order.
+
+    Example:
+        >>> network = GatedNetwork(trace_backbone(m_cifarnet(), (3, 32, 32)))
+        >>> logits = network(images)                     # nothing pruned
+        >>> logits = network(images, KeepRatioGate(...))  # see rlprune.mdp
+    """
+
+    def __init__(self, traced: TracedBackbone) -> None:
+        super().__init__()
+        self.channels: ChannelGraph = traced.channels
+        self.body = traced.module
+        gated: list[nn.Module] = []
+        graph = self.body.graph
+        first = next(iter(graph.nodes))
+        with graph.inserting_before(first):
+            gate_node = graph.placeholder("gate")
+        for layer in traced.channels.layers:
+            gated.append(self._replace(layer, GatedConv, gate_node))
+        for follower in traced.channels.followers:
+            self._replace(follower, FollowerConv, gate_node)
+        graph.lint()
+        self.body.delete_all_unused_submodules()
+        self.body.recompile()
+        self.layers = [cast(GatedConv, module) for module in gated]
+
+    def _replace(
+        self,
+        layer: PrunableLayer | FollowerLayer,
+        kind: type[GatedConv] | type[FollowerConv],
+        gate_node: torch.fx.Node,
+    ) -> nn.Module:
+        """Puts ``kind`` in the place of the layer's convolution; removes its BatchNorm."""
+        conv = self.body.get_submodule(layer.name)
+        norm = None if layer.norm is None else self.body.get_submodule(layer.norm)
+        module = kind(conv, norm, layer)  # type: ignore[arg-type]
+        parent, _, leaf = layer.name.rpartition(".")
+        setattr(self.body.get_submodule(parent), leaf, module)
+        for node in list(self.body.graph.nodes):
+            if node.op != "call_module":
+                continue
+            if node.target == layer.name:
+                node.args = (*node.args, gate_node)
+            elif node.target == layer.norm:
+                node.replace_all_uses_with(node.args[0])
+                self.body.graph.erase_node(node)
+        return module
+
+    def forward(self, images: Tensor, gate: Gate | None = None) -> Tensor:
+        """Class logits of images [B, C, H, W] -> [B, K] under the gate's decisions."""
+        return cast(Tensor, self.body(Gate() if gate is None else gate, images))
+
+    def set_predictors(self, enabled: bool) -> None:
+        """Switches all runtime importance predictors on or off (off: plain BatchNorm scale)."""
+        for layer in self.layers:
+            layer.use_predictor = enabled

@@ -1,0 +1,1 @@
+"""Pictures and tables of result rows. Imports ``rlprune.results``, never Ray or torch."""

@@ -1,0 +1,362 @@
+"""Figures as PNG (or SVG, PDF by suffix), drawn without pyplot's global state.
+
+``tradeoff_figure`` is the paper's first picture: what accuracy and storage do as the
+tradeoff rate R_r goes from 1 (runtime pruning only) to 0 (static pruning only).
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rlprune.errors import ResultsError
+from rlprune.results.table import latest_points
+
+_RC: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "rlprune",
+}
+_RC_LOCK = threading.Lock()  # rc_context sets and restores settings of the whole process
+_DPI = 150
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How a method is drawn; ``dodge`` moves error bars apart, in units of R_r."""
+
+    label: str
+    color: str
+    width: float
+    layer: int
+    line: str = "-"
+    marker: str = ""
+    size: float = 9.0
+    face: str = "none"
+    dodge: float = 0.0
+
+
+# The baselines' markers are large and hollow, so that they show around the learned ones.
+_STYLES = {
+    "learned": _Style("learned", "#0b6fb8", 2.4, 6, marker="o", size=6, face="#0b6fb8"),
+    "uniform": _Style("uniform", "#e07b00", 1.5, 5, marker="s", dodge=-0.012),
+    "random": _Style("random", "#2a9d5c", 1.5, 4, marker="^", size=10, dodge=0.012),
+    "static_l1": _Style("static L1", "#8a5fb0", 1.5, 3, line="-."),
+    "dense": _Style("dense, nothing pruned", "#333333", 1.5, 2, line="--"),
+}
+_METRICS = {"accuracy": "test accuracy [%]", "storage": "storage [KB]"}
+_SETTING = ("compute_max_budget_macs", "compute_mean_budget_macs", "budget_s")
+_KEEP = "keep_ratio_"
+
+
+def tradeoff_figure(df: pd.DataFrame, path: str | Path) -> Path:
+    """Draws test accuracy [%] and storage [KB = 1000 bytes] against the tradeoff rate R_r.
+
+    Lines for methods with an R_r, horizontal lines for dense and static_l1, the storage
+    budget dotted. Several seeds become their mean with standard errors, n in the legend.
+    Several compute budgets become one row of panels each. Earlier steps are left out.
+
+    Args:
+        df: rows of one data set, backbone and width (``rlprune.results.load_rows``).
+        path: file to write, the suffix decides the format.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ResultsError: no rows; rows of several data sets, backbones, widths or storage
+            budgets, which must not be averaged; or a file that cannot be written.
+
+    Source: paper Sec. 5, accuracy and storage against R_r.
+    """
+    points = _checked_points(df)
+    panels = _panels(points)
+    with _RC_LOCK, mpl.rc_context(_RC):
+        size = (9.6, 1.2 + 3.4 * len(panels))
+        figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+        axes = figure.subplots(len(panels), len(_METRICS), squeeze=False, sharex=True)
+        for row, chosen in zip(axes, panels, strict=True):
+            for axis, metric in zip(row, _METRICS, strict=True):
+                _draw_panel(axis, chosen, metric)
+            if len(panels) > 1:
+                row[0].set_title(_budget_text(chosen), loc="left", fontsize=9)
+        for axis in axes[-1]:
+            axis.set_xlabel("tradeoff rate $R_r$   (0: static only, 1: runtime only)")
+        subtitle = "" if len(panels) > 1 else f"\n{_budget_text(points)}"
+        figure.suptitle(_title(points) + subtitle, fontsize=11)
+        _shared_legend(figure)
+        return _save(figure, path)
+
+
+def training_figure(progress_df: pd.DataFrame, path: str | Path) -> Path:
+    """Draws rewards, the CNN's loss, its MACs and the keep ratios against RL updates.
+
+    Args:
+        progress_df: one row per RL update with ``update``, ``phase_round`` (which
+            alternation), ``reward_runtime``, ``reward_static``, ``loss`` (nats),
+            ``macs_ratio`` (of the dense network's) and ``keep_ratio_<i>`` per prunable
+            layer i, each a mean over that update's rollouts.
+        path: file to write, the suffix decides the format.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ResultsError: no rows, a column is missing, or the file cannot be written.
+    """
+    needed = ["update", "phase_round", "reward_runtime", "reward_static", "loss", "macs_ratio"]
+    missing = [name for name in needed if name not in progress_df]
+    if missing or progress_df.empty:
+        what = f"columns {', '.join(missing)} are missing" if missing else "there are no updates"
+        raise ResultsError(f"training figure: {what}. Train the agents for at least one update.")
+    df = progress_df.sort_values("update")
+    with _RC_LOCK, mpl.rc_context(_RC):
+        figure = Figure(figsize=(10, 6.6), dpi=_DPI, layout="constrained")
+        (rewards, loss), (macs, keep) = figure.subplots(2, 2, sharex=True)
+        _draw_smoothed(rewards, df, "reward_runtime", "#0b6fb8", "runtime agent")
+        _draw_smoothed(rewards, df, "reward_static", "#e07b00", "static agent")
+        rewards.legend(loc="best")
+        _draw_smoothed(loss, df, "loss", "#333333", "loss")
+        _draw_smoothed(macs, df, "macs_ratio", "#2a9d5c", "MACs")
+        _draw_keep_ratios(figure, keep, df)
+        titles = ("reward (mean per rollout)", "CNN loss [nats]", "MACs / dense", "keep ratio")
+        for axis, title in zip((rewards, loss, macs, keep), titles, strict=True):
+            axis.set_title(title, loc="left")
+            _mark_rounds(axis, df, on_map=axis is keep)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in (macs, keep):
+            axis.set_xlabel("RL update")
+        figure.suptitle(
+            "Training of the agents (faint: each update; bold: moving mean; "
+            "dotted: the CNN was fine-tuned)",
+            fontsize=11,
+        )
+        return _save(figure, path)
+
+
+def _checked_points(df: pd.DataFrame) -> pd.DataFrame:
+    """The latest points with plot units added, or a refusal to average unlike things."""
+    if df.empty:
+        raise ResultsError("trade-off figure: there are no rows. Evaluate the trial first.")
+    for column in ("dataset", "backbone", "width"):
+        _refuse_several(column, df[column])
+    points = latest_points(df)
+    settings = points.groupby([*_SETTING, "method", "tradeoff_rate"], dropna=False)
+    for _, rows in settings:
+        _refuse_several("storage_budget_bytes", rows["storage_budget_bytes"])
+    return points.assign(
+        accuracy=100 * points["test_accuracy"],
+        storage=points["storage_bytes"] / 1000,
+        storage_budget=points["storage_budget_bytes"] / 1000,
+    )
+
+
+def _refuse_several(column: str, values: pd.Series[Any]) -> None:
+    found = values.unique().tolist()
+    if len(found) > 1:
+        raise ResultsError(
+            f"trade-off figure: rows of several {column} ({', '.join(map(str, found))}) cannot "
+            f'share one picture. Choose one, as in df[df["{column}"] == {found[0]!r}].'
+        )
+
+
+def _panels(points: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each budget setting, largest first; each with its trials' dense."""
+    dense = points[points["method"] == "dense"]
+    pruned = points[points["method"] != "dense"].sort_values(list(_SETTING), ascending=False)
+    groups = pruned.groupby(list(_SETTING), dropna=False, sort=False)
+    panels = [rows for _, rows in groups]
+    own_dense = [dense[dense["config_hash"].isin(rows["config_hash"])] for rows in panels]
+    return [pd.concat(pair) for pair in zip(panels, own_dense, strict=True)] or [dense]
+
+
+def _draw_panel(axis: Axes, points: pd.DataFrame, metric: str) -> None:
+    """One metric against R_r, every method."""
+    for method, style in _STYLES.items():
+        rows = points[points["method"] == method]
+        if rows.empty:
+            continue
+        if rows["tradeoff_rate"].isna().all():
+            _draw_reference(axis, rows[metric], style)
+        else:
+            _draw_line(axis, rows, metric, style)
+    if metric == "storage":
+        _draw_storage_budget(axis, points[points["method"] == "learned"])
+        axis.set_ylim(bottom=0)
+    axis.set_ylabel(_METRICS[metric])
+    axis.set_xlim(-0.05, 1.05)
+    axis.set_xticks(np.linspace(0, 1, 6))
+    axis.margins(y=0.12)
+
+
+def _draw_line(axis: Axes, rows: pd.DataFrame, metric: str, style: _Style) -> None:
+    """Mean over seeds at each R_r; standard errors where there are several seeds."""
+    groups = rows.groupby("tradeoff_rate")[metric]
+    mean, count = groups.mean(), groups.count()
+    error: pd.Series[float] = groups.std(ddof=1) / count**0.5
+    several = count.max() > 1
+    axis.errorbar(
+        mean.index.to_numpy(dtype=float) + (style.dodge if several else 0.0),
+        mean.to_numpy(dtype=float),
+        error.to_numpy(dtype=float) if several else None,
+        color=style.color,
+        marker=style.marker,
+        markersize=style.size,
+        markerfacecolor=style.face,
+        linestyle=style.line,
+        linewidth=style.width,
+        elinewidth=1.2,
+        capsize=3,
+        zorder=style.layer,
+        label=_counted(style.label, count.tolist()),
+    )
+
+
+def _draw_reference(axis: Axes, values: pd.Series[float], style: _Style) -> None:
+    mean, count = float(values.mean()), len(values)
+    axis.axhline(
+        mean,
+        color=style.color,
+        linestyle=style.line,
+        linewidth=style.width,
+        zorder=style.layer,
+        label=_counted(style.label, [count]),
+    )
+    if count > 1:
+        error = float(values.std(ddof=1)) / count**0.5
+        axis.axhspan(mean - error, mean + error, color=style.color, alpha=0.12, linewidth=0)
+
+
+def _draw_storage_budget(axis: Axes, learned: pd.DataFrame) -> None:
+    """The budget may depend on R_r: a number s only binds the static agent's share."""
+    budget = learned.groupby("tradeoff_rate")["storage_budget"].first().dropna()
+    if budget.empty:
+        return
+    style: dict[str, Any] = {"color": "#c02b2b", "linestyle": ":", "linewidth": 1.8, "zorder": 3}
+    if budget.nunique() == 1:
+        axis.axhline(float(budget.iloc[0]), label="storage budget", **style)
+    else:
+        axis.plot(budget.index.to_numpy(), budget.to_numpy(), label="storage budget", **style)
+
+
+def _counted(label: str, counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    if high == 1:
+        return label
+    return f"{label} (n = {low} seeds)" if low == high else f"{label} (n = {low}-{high} seeds)"
+
+
+def _title(points: pd.DataFrame) -> str:
+    first = points.iloc[0]
+    width = "" if first["width"] == 1 else f", width {first['width']:g}"
+    return f"{first['dataset']}, {first['backbone']}{width}"
+
+
+def _budget_text(points: pd.DataFrame) -> str:
+    """The budgets of one panel row in words."""
+    pruned = points[points["method"] != "dense"]
+    if pruned.empty:
+        return "no budgets"
+    first = pruned.iloc[0]
+    parts = []
+    if not pd.isna(first["budget_s"]):
+        parts.append(f"s = {first['budget_s']:g}")
+    for column, words in (
+        ("compute_max_budget_macs", "any image"),
+        ("compute_mean_budget_macs", "mean image"),
+    ):
+        if not pd.isna(first[column]):
+            parts.append(f"{words} at most {first[column] / first['macs_dense']:.1%} of dense MACs")
+    storage = pruned["storage_budget"].dropna().unique()
+    if len(storage) == 1:
+        parts.append(f"at most {storage[0]:.3g} KB stored")
+    elif len(storage) > 1:
+        parts.append("storage as dotted")
+    return "budget: " + ", ".join(parts) if parts else "no budgets"
+
+
+def _shared_legend(figure: Figure) -> None:
+    """One legend below all panels, each method once, in the order of the styles."""
+    entries: dict[str, Artist] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(str(label), handle)
+    order = [style.label for style in _STYLES.values()]
+    labels = sorted(entries, key=lambda label: [not label.startswith(name) for name in order])
+    handles = [entries[label] for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+
+
+def _draw_smoothed(axis: Axes, df: pd.DataFrame, column: str, color: str, label: str) -> None:
+    """Each update faint, a moving mean over a twentieth of the updates bold."""
+    window = max(1, len(df) // 20)
+    smooth = df[column].rolling(window, min_periods=1).mean()
+    updates = df["update"].to_numpy()
+    if window > 1:
+        axis.plot(updates, df[column].to_numpy(), color=color, alpha=0.3, linewidth=0.8)
+    marker = "o" if len(df) == 1 else ""
+    axis.plot(updates, smooth.to_numpy(), color=color, linewidth=2, marker=marker, label=label)
+
+
+def _draw_keep_ratios(figure: Figure, axis: Axes, df: pd.DataFrame) -> None:
+    """Layers downwards in order of execution, colour = mean keep ratio."""
+    layers = sorted(int(n.removeprefix(_KEEP)) for n in map(str, df.columns) if n.startswith(_KEEP))
+    if not layers:
+        axis.text(0.5, 0.5, "no keep ratios recorded", ha="center", transform=axis.transAxes)
+        return
+    updates = df["update"].to_numpy(dtype=float)
+    edges = np.concatenate([updates - 0.5, updates[-1:] + 0.5])
+    values = df[[f"{_KEEP}{layer}" for layer in layers]].to_numpy(dtype=float).T
+    rows = np.arange(len(layers) + 1) - 0.5
+    mesh = axis.pcolormesh(edges, rows, values, cmap="viridis", vmin=0, vmax=1)
+    axis.grid(visible=False)
+    axis.set_ylim(len(layers) - 0.5, -0.5)
+    axis.set_ylabel("layer")
+    shown = range(0, len(layers), max(1, len(layers) // 10))
+    axis.set_yticks(list(shown), [str(layers[row]) for row in shown])
+    figure.colorbar(mesh, ax=axis, label="kept channels / channels")
+
+
+def _mark_rounds(axis: Axes, df: pd.DataFrame, *, on_map: bool) -> None:
+    starts = df.loc[df["phase_round"].diff().fillna(0) != 0, "update"]
+    for start in starts:
+        color = "white" if on_map else "#999999"
+        axis.axvline(float(start) - 0.5, color=color, linestyle=":", linewidth=1.2)
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    """Writes whole or not at all."""
+    target = Path(path)
+    temporary = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
+    FigureCanvasAgg(figure)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            figure.savefig(temporary, dpi=_DPI)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise ResultsError(
+            f"figure {target}: cannot be written ({error}). Choose another file."
+        ) from error
+    return target

@@ -1,0 +1,440 @@
+"""The trial as an RLlib Algorithm: agents by PPO, the CNN by the trial's program."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.ppo.ppo import PPOConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.typing import StateDict
+
+from rlprune.agents.modules import module_spec
+from rlprune.agents.networks import RUNTIME, STATIC, RuntimeAgent, StaticAgent
+from rlprune.config import TrialConfig, config_from_dict, config_hash, config_to_dict
+from rlprune.data import load_image_set
+from rlprune.errors import CheckpointError, TrainingDivergedError
+from rlprune.training.learner import (
+    CLIP_FRACTION_KEY,
+    KL_KEY,
+    Chunk,
+    PenalisedPPOLearner,
+    StackedChunks,
+)
+from rlprune.training.program import Measurement, TrialProgram
+from rlprune.training.progress import Interrupted, Reporter
+from rlprune.training.setup import TrialSetup, setup_trial
+from rlprune.training.worker import RolloutWorker, SampleRequest
+
+STATE_FILE = "state.pt"
+CONFIG_FILE = "config.json"
+_RECOVERY_SECONDS = 300.0
+
+
+class PruningConfig(PPOConfig):
+    """RLlib configuration of a trial: ``PruningConfig.of(trial).build_algo()``."""
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class=algo_class or PruningAlgorithm)
+        self.trial: TrialConfig = TrialConfig()
+        self.trial_device = "cpu"
+        self.images_ref: ray.ObjectRef | None = None
+
+    @classmethod
+    def of(cls, trial: TrialConfig) -> PruningConfig:
+        """Translates a trial's configuration into RLlib's."""
+        agents, rollouts, training = trial.agents, trial.rollouts, trial.training
+        planned = max(1, training.rounds * training.updates_per_round)
+        episodes = planned * rollouts.rollouts_per_update
+        config = cls()
+        config.trial = trial
+        config.trial_device = resolve_device(trial.resources.device)
+        config.framework("torch").debugging(seed=trial.seed, log_level="ERROR")
+        config.env_runners(
+            env_runner_cls=RolloutWorker,
+            num_env_runners=rollouts.num_env_runners,
+            merge_env_runner_states=False,
+            broadcast_env_runner_states=False,
+        )
+        config.fault_tolerance(
+            restart_failed_env_runners=True,
+            delay_between_env_runner_restarts_s=1.0,
+            num_consecutive_env_runner_failures_tolerance=100,
+        )
+        config.training(
+            lr=[
+                [0, agents.learning_rate],
+                [episodes, 0.1 * agents.learning_rate],
+            ],
+            gamma=agents.gamma,
+            lambda_=agents.gae_lambda,
+            clip_param=agents.clip,
+            vf_loss_coeff=agents.value_coefficient,
+            vf_clip_param=float("inf"),
+            entropy_coeff=agents.entropy_coefficient,
+            grad_clip=agents.gradient_clip,
+            grad_clip_by="global_norm",
+            use_kl_loss=False,  # its coefficient would not be checkpointed
+            num_epochs=agents.epochs,
+            minibatch_size=None,
+            train_batch_size_per_learner=rollouts.rollouts_per_update,
+            learner_class=PenalisedPPOLearner,
+            learner_config_dict={
+                "alpha": trial.pruning.alpha,
+                "mean_penalty": {
+                    RUNTIME: agents.runtime_mean_penalty,
+                    STATIC: agents.static_mean_penalty,
+                },
+            },
+        )
+        config.learners(
+            num_learners=0,
+            num_gpus_per_learner=1 if config.trial_device == "cuda" else 0,
+            add_default_connectors_to_learner_pipeline=False,
+            learner_connector=lambda obs_space, action_space: StackedChunks(
+                obs_space, action_space, gamma=agents.gamma, gae_lambda=agents.gae_lambda
+            ),
+        )
+        config.multi_agent(
+            policies={RUNTIME, STATIC}, policy_mapping_fn=lambda agent_id, *_, **__: agent_id
+        )
+        return config
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" becomes "cuda" where torch sees a GPU, else "cpu"."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+class PruningAlgorithm(Algorithm):
+    """One trial. An iteration is one unit of :class:`TrialProgram`, for example a round of
+    agent training and fine-tuning; ``done`` is reported after the last.
+
+    Attributes:
+        program: the trial's course and state.
+        measurements: what the last iteration measured.
+        interrupted: whether the last iteration was stopped between two steps; training
+            again goes on where it stopped.
+    """
+
+    config: PruningConfig
+
+    @classmethod
+    def get_default_config(cls) -> AlgorithmConfig:
+        """An empty trial configuration."""
+        return PruningConfig()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Loads the images, checks the budgets, builds workers, learner and program."""
+        trial: TrialConfig = self.config.trial
+        if trial.resources.cpus is not None:
+            torch.set_num_threads(trial.resources.cpus)
+        images = load_image_set(trial.data, trial.seed)
+        setup = setup_trial(trial, images)
+        own = self.config.copy(copy_frozen=False)
+        own.images_ref = ray.put(images)
+        own.rl_module(rl_module_spec=module_spec(setup.graph, trial.agents))
+        own.freeze()
+        self.config = own
+        super().setup(own)
+        self.program = TrialProgram(setup, images, own.trial_device, Reporter())
+        self.measurements: list[Measurement] = []
+        self.interrupted = False
+        self._network_version = 0
+        self._network_ref: ray.ObjectRef | None = None
+
+    @property
+    def trial_setup(self) -> TrialSetup:
+        """Costs, budgets and rules of the trial."""
+        return self.program.setup
+
+    def training_step(self) -> None:
+        """Runs one unit; metrics go to RLlib's logger, measurements to ``measurements``."""
+        self.interrupted = False
+        self.measurements = []
+        if self.program.finished:
+            return
+        try:
+            self.measurements = self.program.advance(self)
+        except Interrupted:
+            self.interrupted = True
+        self._network_ref = None
+        self.metrics.log_value("unit", self.program.position, window=1)
+        for measured in self.measurements:
+            rate = f"R{measured.point.tradeoff_rate:g}"
+            accuracy = measured.validation.accuracy
+            self.metrics.log_value((measured.method, rate, "validation_accuracy"), accuracy)
+
+    # ------------------------------------------------------------------- agents
+
+    def agents(self) -> tuple[RuntimeAgent, StaticAgent]:
+        """The learner's agents, on the CNN's device, in evaluation mode."""
+        module = self.learner_group._learner.module
+        return module[RUNTIME].unwrapped().agent, module[STATIC].unwrapped().agent
+
+    def train_agents(self, updates: int) -> None:
+        """PPO updates until ``updates`` have been taken in all; see AgentTrainer."""
+        program, reporter = self.program, self.program.reporter
+        total = program.config.training.rounds * program.config.training.updates_per_round
+        started = time.perf_counter()
+        per_round = max(1, program.config.training.updates_per_round)
+        if program.counters.rl_updates < updates:
+            reporter.phase("agents", program.counters.rl_updates, total)
+            if program.counters.rl_updates % per_round == 0:
+                program.prepare_rollouts(self)
+        try:
+            while program.counters.rl_updates < updates:
+                record = self._update_agents()
+                program.history.append(record)
+                reporter.scalars(
+                    program.counters.rl_updates, {f"agents/{k}": v for k, v in record.items()}
+                )
+                reporter.advance("agents", program.counters.rl_updates, total, record)
+        finally:
+            seconds = program.counters.seconds
+            spent = time.perf_counter() - started
+            seconds["agents"] = seconds.get("agents", 0.0) + spent
+
+    def _update_agents(self) -> dict[str, float]:
+        """One PPO update: rollouts, learner, moving averages."""
+        program = self.program
+        chunks = self._collect()
+        rollouts = [chunk.rollout for chunk in chunks]
+        episodes = sum(len(rollout.loss) for rollout in rollouts)
+        results = self.learner_group.update(
+            episodes=chunks,
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: program.counters.rollouts},
+            num_epochs=self.config.num_epochs,
+            minibatch_size=None,
+        )
+        self.metrics.aggregate(results, key="learners")
+        program.counters.rl_updates += 1
+        program.counters.rollouts += episodes
+        if program.price is not None:
+            target = torch.cat([rollout.mean_target for rollout in rollouts])
+            macs = torch.cat([rollout.macs for rollout in rollouts])
+            program.price.update(target, macs)
+        loss = float(torch.cat([rollout.loss for rollout in rollouts]).mean())
+        decay = program.config.agents.loss_average_decay
+        program.average_loss = decay * program.average_loss + (1 - decay) * loss
+        return self._record(chunks, results, loss)
+
+    def _record(self, chunks: list[Chunk], results: Any, loss: float) -> dict[str, float]:
+        program = self.program
+
+        def mean(name: str) -> float:
+            values = torch.cat([getattr(chunk.rollout, name) for chunk in chunks])
+            return float(values.double().mean())
+
+        per_round = max(1, program.config.training.updates_per_round)
+        record = {
+            "update": float(program.counters.rl_updates),
+            "phase_round": float((program.counters.rl_updates - 1) // per_round),
+            "reward_runtime": mean("runtime_reward"),
+            "reward_static": mean("static_reward"),
+            "loss": loss,
+            "accuracy": mean("correct"),
+            "macs_ratio": mean("macs"),
+            "storage_ratio": mean("storage"),
+        }
+        computed = torch.cat([chunk.rollout.computed_ratio for chunk in chunks])
+        for layer, ratio in enumerate(computed.mean(0)):
+            record[f"keep_ratio_{layer}"] = float(ratio)
+        if program.price is not None:
+            record["price"] = float(np.mean(program.price.prices))
+        for role in (RUNTIME, STATIC):
+            stats = results[0][role]
+            for key in ("vf_explained_var", "entropy", "total_loss", CLIP_FRACTION_KEY, KL_KEY):
+                value = stats[key]
+                record[f"{role}_{key}"] = float(value.peek() if hasattr(value, "peek") else value)
+            if not math.isfinite(record[f"{role}_total_loss"]):
+                raise TrainingDivergedError(
+                    f"The {role} agent's loss became {record[f'{role}_total_loss']} at update "
+                    f"{program.counters.rl_updates}. Lower agents.learning_rate and resume "
+                    "from the last checkpoint."
+                )
+        return record
+
+    def _collect(self) -> list[Chunk]:
+        """Chunks of all workers; a worker that died is waited for and asked again."""
+        request = self._request()
+        group = self.env_runner_group
+        if self.config.num_env_runners == 0:
+            return group.local_env_runner.sample(request=request)
+        wanted = set(range(1, self.config.num_env_runners + 1))
+        chunks: dict[int, Chunk] = {}
+        deadline = time.monotonic() + _RECOVERY_SECONDS
+        while wanted - set(chunks):
+            answers = group.foreach_env_runner(
+                lambda worker, request=request: worker.sample(request=request),
+                local_env_runner=False,
+                remote_worker_ids=sorted(wanted - set(chunks)),
+            )
+            chunks.update({chunk.worker_index: chunk for answer in answers for chunk in answer})
+            if wanted - set(chunks):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"rollout workers {sorted(wanted - set(chunks))} did not come back "
+                        f"within {_RECOVERY_SECONDS:g} s; see Ray's logs of these actors."
+                    )
+                time.sleep(0.5)
+                self.restore_env_runners(group)
+        return [chunks[index] for index in sorted(chunks)]
+
+    def _request(self) -> SampleRequest:
+        program = self.program
+        if self._network_ref is None:
+            state = program.network.state_dict()
+            self._network_ref = ray.put({k: v.cpu().numpy() for k, v in state.items()})
+            self._network_version += 1
+        modules = self.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
+        runners = max(1, self.config.num_env_runners)
+        return SampleRequest(
+            update=program.counters.rl_updates,
+            episodes=program.config.rollouts.rollouts_per_update // runners,
+            modules=ray.put(modules),
+            modules_version=program.counters.rl_updates,
+            network=self._network_ref,
+            network_version=self._network_version,
+            average_loss=program.average_loss,
+            price=program.price,
+        )
+
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """Brings dead workers back; requests carry all state, so nothing else is synced."""
+        restored: list[int] = env_runner_group.probe_unhealthy_env_runners() or []
+        return restored
+
+    # -------------------------------------------------------------- checkpoints
+
+    def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
+        """Everything that training depends on, as tensors and plain Python values."""
+        learner = self.learner_group.get_state()[COMPONENT_LEARNER]
+        return {
+            "learner": {
+                key: _plain(learner[key])
+                for key in (COMPONENT_RL_MODULE, "optimizer", "weights_seq_no")
+            },
+            "program": self.program.state_dict(),
+            "training_iteration": self.training_iteration,
+        }
+
+    def set_state(self, state: StateDict) -> None:
+        """Restores :meth:`get_state`."""
+        current = self.learner_group.get_state()[COMPONENT_LEARNER]
+        self.learner_group.set_state(
+            {COMPONENT_LEARNER: {**current, **_numpy_weights(state["learner"])}}
+        )
+        self.program.load_state_dict(state["program"])
+        self._iteration = state["training_iteration"]
+        self._network_ref = None
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes ``state.pt`` and ``config.json`` into a folder.
+
+        Deviation from RLlib: its own format pickles classes; ours holds tensors and plain
+        values only and is read with ``weights_only=True``, so loading runs no code.
+        """
+        folder = Path(checkpoint_dir)
+        text = json.dumps(config_to_dict(self.config.trial), indent=1)
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        with (folder / STATE_FILE).open("wb") as file:
+            torch.save(self.get_state(), file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Restores a folder written by :meth:`save_checkpoint`.
+
+        Raises:
+            CheckpointError: missing, damaged, or of another configuration.
+        """
+        self.set_state(read_checkpoint(checkpoint_dir, self.config.trial))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy arrays and scalars become tensors and Python numbers, recursively."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _numpy_weights(learner: dict[str, Any]) -> dict[str, Any]:
+    """RLlib keeps module weights as NumPy arrays; optimizers keep tensors."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        return value.numpy() if isinstance(value, torch.Tensor) else value
+
+    return {**learner, COMPONENT_RL_MODULE: convert(learner[COMPONENT_RL_MODULE])}
+
+
+def read_checkpoint_config(folder: str | Path) -> TrialConfig:
+    """The configuration that a checkpoint was written with.
+
+    Raises:
+        CheckpointError: no readable ``config.json`` there.
+    """
+    file = Path(folder) / CONFIG_FILE
+    try:
+        return config_from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: no checkpoint's configuration ({error}).") from None
+
+
+def read_checkpoint(folder: str | Path, config: TrialConfig) -> dict[str, Any]:
+    """The state in a checkpoint folder; nothing in it is executed.
+
+    Raises:
+        CheckpointError: missing, damaged, or written with another configuration.
+    """
+    stored = read_checkpoint_config(folder)
+    comparable = dataclasses.replace(stored, resources=config.resources)
+    if config_hash(comparable) != config_hash(config):
+        changed = _differences(config_to_dict(comparable), config_to_dict(config))
+        raise CheckpointError(
+            f"{folder} was written with another configuration; different: "
+            f"{', '.join(changed)}. Resume with the stored configuration, or choose a new --out."
+        )
+    file = Path(folder) / STATE_FILE
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{file}: not a readable checkpoint ({first}). Delete the folder to resume from "
+            "the one before it."
+        ) from None
+    return state
+
+
+def _differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in left:
+        if isinstance(left[key], dict):
+            found += _differences(left[key], right[key], f"{prefix}{key}.")
+        elif left[key] != right[key]:
+            found.append(f"{prefix}{key} ({left[key]!r} there, {right[key]!r} here)")
+    return found

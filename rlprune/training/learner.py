@@ -1,0 +1,138 @@
+"""RLlib's PPO learner with the paper's penalty, and the connector that feeds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.evaluation.postprocessing import Postprocessing
+from torch import Tensor
+
+from rlprune.agents.networks import RUNTIME, STATIC
+from rlprune.agents.rollout import Rollout
+from rlprune.mdp import generalized_advantages
+
+MEAN_PENALTY_KEY = "mean_range_penalty"
+CLIP_FRACTION_KEY = "clip_fraction"
+KL_KEY = "sampled_kl"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one rollout worker returns: B finished episodes, stacked.
+
+    Attributes:
+        worker_index: who played them (chunks are put in this order, for reproducibility).
+        rollout: the episodes.
+    """
+
+    worker_index: int
+    rollout: Rollout
+
+    def __len__(self) -> int:
+        """Environment steps: decisions per episode times episodes."""
+        return int(self.rollout.runtime.actions.numel())
+
+    def env_steps(self) -> int:
+        """The same, under the name that RLlib's episodes have."""
+        return len(self)
+
+
+class StackedChunks(ConnectorV2):
+    """Learner connector: chunks in, one batch [B, T, ...] per module with GAE columns out.
+
+    Args:
+        gamma, gae_lambda: see :func:`rlprune.mdp.generalized_advantages`.
+    """
+
+    def __init__(self, *args: Any, gamma: float, gae_lambda: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+
+    def __call__(
+        self,
+        *,
+        rl_module: RLModule,
+        batch: dict[str, Any],
+        episodes: list[Chunk],
+        explore: bool | None = None,
+        shared_data: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Builds the batch; modules always come in the same order."""
+        chunks = sorted(episodes, key=lambda chunk: chunk.worker_index)
+        for role in (RUNTIME, STATIC):
+            module = rl_module[role].unwrapped()
+            device = next(module.parameters()).device
+            batch[role] = self._columns(role, [chunk.rollout for chunk in chunks], module, device)
+            if shared_data is not None:
+                shared_data[f"_zero_padded_for_mid={role}"] = True
+        return batch
+
+    def _columns(
+        self, role: str, rollouts: list[Rollout], module: Any, device: torch.device
+    ) -> dict[str, Tensor]:
+        def merged(name: str) -> Tensor:
+            parts = [getattr(getattr(rollout, role), name) for rollout in rollouts]
+            return torch.cat(parts).float().to(device)
+
+        observations, actions = merged("observations"), merged("actions")
+        final = torch.cat([getattr(rollout, f"{role}_signal") for rollout in rollouts])
+        rewards = torch.zeros_like(actions)
+        rewards[:, -1] = final.float().to(device)
+        with torch.no_grad():
+            values = module.compute_values({Columns.OBS: observations})
+        advantages, targets = generalized_advantages(rewards, values, self.gamma, self.gae_lambda)
+        normalised = (advantages - advantages.mean()) / advantages.std().clamp(min=1e-4)
+        length = torch.full((len(actions),), actions.shape[1], device=device)
+        return {
+            Columns.OBS: observations,
+            Columns.ACTIONS: actions.unsqueeze(-1),
+            Columns.ACTION_LOGP: merged("log_probabilities"),
+            Columns.ACTION_DIST_INPUTS: merged("distribution"),
+            Postprocessing.ADVANTAGES: normalised,
+            Postprocessing.VALUE_TARGETS: targets,
+            Columns.SEQ_LENS: length,
+        }
+
+
+def mean_range_penalty(mean: Tensor, alpha: float) -> Tensor:
+    """Mean squared distance of the policy's means from [alpha, 1]; a scalar.
+
+    Source: method.md Sec. 2 (weights 100 and 0.001 for runtime and static agent).
+    """
+    below, above = torch.relu(alpha - mean), torch.relu(mean - 1.0)
+    return (below.square() + above.square()).mean()
+
+
+class PenalisedPPOLearner(PPOTorchLearner):
+    """PPO plus ``weight * mean_range_penalty`` per module, and the usual diagnostics."""
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor]
+    ) -> Tensor:
+        """RLlib's PPO loss plus the penalty; [] tensor."""
+        loss: Tensor = super().compute_loss_for_module(
+            module_id=module_id, config=config, batch=batch, fwd_out=fwd_out
+        )
+        settings = config.learner_config_dict
+        mean, log_std = fwd_out[Columns.ACTION_DIST_INPUTS].unbind(-1)
+        penalty = mean_range_penalty(mean, settings["alpha"])
+        with torch.no_grad():
+            actions = batch[Columns.ACTIONS].squeeze(-1)
+            logp = torch.distributions.Normal(mean, log_std.exp()).log_prob(actions)
+            change = logp - batch[Columns.ACTION_LOGP]
+            clipped = ((change.exp() - 1.0).abs() > config.clip_param).float().mean()
+            kl = (change.exp() - 1.0 - change).mean()
+        self.metrics.log_dict(
+            {MEAN_PENALTY_KEY: penalty, CLIP_FRACTION_KEY: clipped, KL_KEY: kl},
+            key=module_id,
+            window=1,
+        )
+        return loss + settings["mean_penalty"][module_id] * penalty

@@ -1,0 +1,182 @@
+"""The learned policy and the simple methods beside it, behind one interface (no Ray here).
+
+| method | runtime ratios | static ratios | ships |
+| --- | --- | --- | --- |
+| learned | runtime agent | static agent | predictors and agent |
+| uniform | the budget's ratio everywhere | likewise | predictors |
+| random | random per layer, scaled to the budget | likewise | predictors |
+| static_l1 | none (R_r = 0) | the budget's ratio, filters ranked by L1 norm | plain network |
+| dense | none | none | plain network |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlprune.agents.networks import AgentPolicy, RuntimeAgent, StaticAgent
+from rlprune.mdp import KeepRatioPolicy, PruningGate, PruningRules, RandomRatios, StaticPlan
+from rlprune.mdp.policy import AnchoredRatios
+from rlprune.pruning import BudgetBook, CostModel, EpisodeBudgets, Gate, GatedNetwork
+from rlprune.training.setup import TrialSetup
+
+PolicyFactory = Callable[[torch.Generator | None], KeepRatioPolicy]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How channels are chosen, and what the result ships.
+
+    Attributes:
+        name: as in the results.
+        rules: of the decision process, with the method's own costs.
+        book: tells the policy its budgets in terms of the method's own costs.
+        runtime, static: make the policies; given a generator they explore. None: the
+            method prunes nothing (dense).
+        static_scores: replaces the learned static importance.
+        predictors: whether runtime importance predictors are used.
+    """
+
+    name: str
+    rules: PruningRules
+    book: BudgetBook
+    runtime: PolicyFactory | None
+    static: PolicyFactory | None
+    static_scores: tuple[Tensor, ...] | None = None
+    predictors: bool = True
+
+    def gate(
+        self,
+        network: GatedNetwork,
+        budgets: EpisodeBudgets,
+        generator: torch.Generator | None = None,
+    ) -> Gate:
+        """The gate of one forward pass over as many images as there are budgets."""
+        if self.runtime is None or self.static is None:
+            return Gate()
+        plan = StaticPlan(self.rules, budgets, self.static(generator))
+        return PruningGate(self.rules, network, plan, self.runtime(generator), self.static_scores)
+
+
+def learned(setup: TrialSetup, runtime: RuntimeAgent, static: StaticAgent) -> Method:
+    """The two agents; without a generator they play their means."""
+    return Method(
+        "learned",
+        setup.rules,
+        setup.book,
+        lambda generator: AgentPolicy(runtime, generator),
+        lambda generator: AgentPolicy(static, generator),
+    )
+
+
+def _own_rules(setup: TrialSetup, costs: CostModel) -> tuple[PruningRules, BudgetBook]:
+    """Rules and budgets of a method without agent: budgets are always kept."""
+    config = setup.config
+    rules = PruningRules(costs, config.pruning, projected=True)
+    return rules, BudgetBook(costs, config.budgets, config.pruning.alpha)
+
+
+def dense(setup: TrialSetup) -> Method:
+    """The backbone as it is."""
+    rules, book = _own_rules(setup, CostModel(setup.graph, predictors=False))
+    return Method("dense", rules, book, None, None, predictors=False)
+
+
+def uniform(setup: TrialSetup) -> Method:
+    """The same keep ratio in every layer, the largest that the budgets allow."""
+    rules, book = _own_rules(setup, CostModel(setup.graph))
+    return Method("uniform", rules, book, lambda _: AnchoredRatios(), lambda _: AnchoredRatios())
+
+
+def static_l1(
+    setup: TrialSetup, network: GatedNetwork, norms: tuple[Tensor, ...] | None = None
+) -> Method:
+    """Filters of least L1 norm removed for good, the same ratio in every layer.
+
+    Args:
+        setup: of the trial.
+        network: whose filters are ranked.
+        norms: L1 norm of every filter, one [C] per layer, where they are known already
+            (the choice is made once, before fine-tuning); None measures them now.
+
+    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets", Sec. 3.1.
+    """
+    rules, book = _own_rules(setup, CostModel(setup.graph, predictors=False))
+    if norms is None:
+        norms = tuple(
+            layer.conv.weight.detach().abs().sum((1, 2, 3)).clone() for layer in network.layers
+        )
+    return Method(
+        "static_l1",
+        rules,
+        book,
+        lambda _: AnchoredRatios(),
+        lambda _: AnchoredRatios(),
+        static_scores=norms,
+        predictors=False,
+    )
+
+
+def random_ratios(setup: TrialSetup, runtime_factors: Tensor, static_factors: Tensor) -> Method:
+    """The budget's ratio times a fixed factor per layer, [T] each (:func:`random_factors`)."""
+    rules, book = _own_rules(setup, CostModel(setup.graph))
+    return Method(
+        "random",
+        rules,
+        book,
+        lambda _: AnchoredRatios(runtime_factors),
+        lambda _: AnchoredRatios(static_factors),
+    )
+
+
+def random_factors(setup: TrialSetup, rng: np.random.Generator) -> Tensor:
+    """Random factors between 1/2 and 2, scaled to the cost of the uniform ratio, [T]."""
+    book = _own_rules(setup, CostModel(setup.graph))[1]
+    factors = torch.from_numpy(np.exp2(rng.uniform(-1.0, 1.0, len(setup.graph.layers))))
+    point = setup.evaluation_points()[0]
+    ratio = book.compute_dial(point.compute_max or point.compute_mean)
+    form = book.costs.static_macs()
+    channels = book.costs.channels.double()
+    target = form.total((channels * ratio).unsqueeze(0))
+    low, high = 0.0, 4.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        counts = channels * (factors * ratio * middle).clamp(setup.config.pruning.alpha, 1.0)
+        if bool(form.total(counts.unsqueeze(0)) <= target):
+            low = middle
+        else:
+            high = middle
+    return factors * low
+
+
+def varied_ratio_gate(
+    setup: TrialSetup, network: GatedNetwork, count: int, rng: np.random.Generator
+) -> Gate:
+    """Independent random ratios per image and layer, no budgets: for the importances.
+
+    Deviation: the paper trains the importances unpruned; a network trained under varied
+    ratios is one on which the agents can explore (rl-notes: any ratio works).
+    """
+    rates = np.asarray(setup.config.evaluation.tradeoff_rates)
+    unlimited = torch.full((count,), float("inf"), dtype=torch.float64)
+    ones = torch.ones(count, dtype=torch.float64)
+    drawn = torch.from_numpy(np.full(count, rng.choice(rates)))
+    budgets = EpisodeBudgets(drawn, unlimited, unlimited, unlimited, ones, ones, ones)
+    points = setup.evaluation_points()
+    least = min(setup.book.compute_dial(point.compute_max) for point in points)
+    low = max(setup.config.pruning.alpha, 0.5 * least)
+
+    def draw(episodes: int) -> Tensor:
+        return torch.from_numpy(rng.random(episodes))
+
+    plan = StaticPlan(setup.rules, budgets, RandomRatios(low, draw))
+    return PruningGate(setup.rules, network, plan, RandomRatios(low, draw))
+
+
+def with_dial(budgets: EpisodeBudgets, dial: float) -> EpisodeBudgets:
+    """The same budgets, but the policy is told ``dial`` as its compute budget."""
+    return replace(budgets, compute_dial=torch.full_like(budgets.compute_dial, dial))

@@ -1,0 +1,418 @@
+"""The course of a trial: which phase comes when, and the state that makes it resumable.
+
+Pure torch. Training the agents is RLlib's work and is handed in by the Algorithm.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rlprune.agents.networks import RuntimeAgent, StaticAgent
+from rlprune.config import TrialConfig
+from rlprune.data import ImageSet
+from rlprune.mdp.reward import PriceCurve
+from rlprune.pruning import Gate
+from rlprune.training import methods
+from rlprune.training.cnn import CnnSchedule, CnnTrainer, GateFactory, reestimate_batchnorm
+from rlprune.training.evaluate import Evaluator, Measurement
+from rlprune.training.methods import Method
+from rlprune.training.progress import Reporter
+from rlprune.training.setup import TrialSetup, build_network
+
+PRETRAIN = "pretrain"
+RUNTIME_IMPORTANCE = "runtime_importance"
+STATIC_IMPORTANCE = "static_importance"
+ALTERNATE = "alternate"
+LEARNED = "learned"
+_SEED_OF_PHASE = {PRETRAIN: 1, RUNTIME_IMPORTANCE: 2, STATIC_IMPORTANCE: 3, ALTERNATE: 4}
+_STAGE_OF_PHASE = {PRETRAIN: 0, RUNTIME_IMPORTANCE: 1, STATIC_IMPORTANCE: 1, ALTERNATE: 2}
+PRETRAINED, IMPORTANCE = "pretrained", "importance"
+_SNAPSHOTS = (PRETRAINED, IMPORTANCE, LEARNED)
+_PLAIN = ("runtime_predictor.weight", "static_importance")
+
+
+class AgentTrainer(Protocol):
+    """What the program needs of RLlib."""
+
+    def train_agents(self, updates: int) -> None:
+        """Takes PPO updates until ``updates`` have been taken in all."""
+
+    def agents(self) -> tuple[RuntimeAgent, StaticAgent]:
+        """The agents as they are now."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One step of a trial's course: one training iteration, one possible checkpoint.
+
+    Attributes:
+        phase: PRETRAIN, ..., ALTERNATE, or a method's name.
+        kind: "train" (an epoch or a round), or "measure".
+        index, count: position among the phase's units.
+    """
+
+    phase: str
+    kind: str
+    index: int
+    count: int
+
+
+def plan_units(config: TrialConfig) -> list[Unit]:
+    """All units of a trial in order."""
+    training = config.training
+    units: list[Unit] = []
+
+    def add(phase: str, kind: str, count: int) -> None:
+        units.extend(Unit(phase, kind, index, count) for index in range(count))
+
+    add(PRETRAIN, "train", training.pretrain_epochs)
+    add(RUNTIME_IMPORTANCE, "train", training.runtime_importance_epochs)
+    add(STATIC_IMPORTANCE, "train", training.static_importance_epochs)
+    add(ALTERNATE, "train", training.rounds)
+    add(LEARNED, "measure", 1)
+    for baseline in config.evaluation.baselines:
+        add(baseline, "train", max(1, training.rounds))
+        add(baseline, "measure", 1)
+    return units
+
+
+@dataclass
+class Counters:
+    """What the results report about effort.
+
+    Attributes:
+        rl_updates, rollouts: of the agents.
+        cnn_images: images that each phase or method has trained on.
+        seconds: wall time of each phase or method; agents under "agents".
+    """
+
+    rl_updates: int = 0
+    rollouts: int = 0
+    cnn_images: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class TrialProgram:
+    """Runs units in order; knows everything that a checkpoint must hold (but the agents).
+
+    Args:
+        setup: costs, budgets, rules.
+        images: the image set.
+        device: where the CNN is trained.
+        reporter: who watches.
+    """
+
+    def __init__(
+        self, setup: TrialSetup, images: ImageSet, device: str, reporter: Reporter
+    ) -> None:
+        self.setup = setup
+        self.config = setup.config
+        self.images = images
+        self.reporter = reporter
+        self.units = plan_units(self.config)
+        self.position = 0
+        self.network = build_network(
+            self.config.backbone, images.num_classes, images.input_shape, self.config.seed
+        ).to(device)
+        self.network.eval()
+        self.trainer: CnnTrainer | None = None
+        self.snapshots: dict[str, dict[str, torch.Tensor]] = {}
+        self.counters = Counters()
+        self.history: list[dict[str, float]] = []
+        self.average_loss = math.log(images.num_classes)
+        span = setup.mean_range()
+        self.price = None if span is None else PriceCurve.over(*span)
+        self.random_factors: dict[str, torch.Tensor] = {}
+        self.static_scores: list[torch.Tensor] = []
+        self.evaluator = Evaluator(images, self.config.evaluation, self.config.seed)
+
+    # ---------------------------------------------------------------- course
+
+    @property
+    def finished(self) -> bool:
+        """Whether every unit is done."""
+        return self.position >= len(self.units)
+
+    def advance(self, agent_trainer: AgentTrainer) -> list[Measurement]:
+        """Runs the next unit; returns what it measured.
+
+        Raises:
+            Interrupted: by the reporter, between two steps; call again to go on.
+            TrainingDivergedError: a loss became NaN or infinite.
+        """
+        unit = self.units[self.position]
+        started = time.perf_counter()
+        measured: list[Measurement] = []
+        self._take_snapshots(unit)
+        try:
+            if unit.kind == "measure":
+                measured = self._measure(unit.phase, agent_trainer)
+            elif unit.phase == ALTERNATE:
+                self._enter(unit)
+                agent_trainer.train_agents(
+                    (unit.index + 1) * self.config.training.updates_per_round
+                )
+                self._train_cnn(unit, self._finetune_gates(self._learned(agent_trainer), unit))
+            else:
+                self._enter(unit)
+                self._train_cnn(unit, self._gates(unit.phase))
+        finally:
+            self._add_seconds(unit.phase, time.perf_counter() - started)
+        self.position += 1
+        if self.finished or self.units[self.position].phase != unit.phase:
+            self.trainer = None
+        return measured
+
+    def _add_seconds(self, phase: str, seconds: float) -> None:
+        if phase != LEARNED:
+            self.counters.seconds[phase] = self.counters.seconds.get(phase, 0.0) + seconds
+
+    def _enter(self, unit: Unit) -> None:
+        """At the first unit of a phase: the phase's network and a fresh optimizer."""
+        if unit.index > 0 or self.trainer is not None:
+            return
+        if unit.phase not in _STAGE_OF_PHASE:
+            plain = unit.phase in ("dense", "static_l1")
+            start = PRETRAINED if plain else IMPORTANCE
+            self.network.load_state_dict(self.snapshots[start])
+            self.network.set_predictors(not plain)
+            if unit.phase == "random":
+                self._choose_random()
+            if unit.phase == "static_l1":
+                scores = methods.static_l1(self.setup, self.network).static_scores
+                self.static_scores = list(scores or ())
+        self.trainer = self._new_trainer(unit.phase)
+
+    def _take_snapshots(self, unit: Unit) -> None:
+        """Keeps the network as it was after each stage (a stage may have no epochs)."""
+        stage = _STAGE_OF_PHASE.get(unit.phase, len(_SNAPSHOTS))
+        for name in _SNAPSHOTS[:stage]:
+            if name not in self.snapshots:
+                self.snapshots[name] = self._weights()
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        state = self.network.state_dict()
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    # -------------------------------------------------------------- CNN training
+
+    def _epochs(self, phase: str) -> float:
+        training = self.config.training
+        importance = training.runtime_importance_epochs + training.static_importance_epochs
+        finetune = training.rounds * training.finetune_epochs
+        return {
+            PRETRAIN: float(training.pretrain_epochs),
+            RUNTIME_IMPORTANCE: float(training.runtime_importance_epochs),
+            STATIC_IMPORTANCE: float(training.static_importance_epochs),
+            "dense": importance + finetune,
+            "static_l1": importance + finetune,
+        }.get(phase, finetune)
+
+    def _new_trainer(self, phase: str) -> CnnTrainer:
+        training = self.config.training
+        size = min(training.batch_size, len(self.images.train))
+        steps = round(self._epochs(phase) * max(1, len(self.images.train) // size))
+        frozen: tuple[str, ...] = ()
+        if phase in (PRETRAIN, "dense", "static_l1"):
+            frozen = _PLAIN
+        elif phase == RUNTIME_IMPORTANCE:
+            frozen = ("static_importance",)
+        rate = (
+            training.pretrain_learning_rate
+            if phase == PRETRAIN
+            else training.finetune_learning_rate
+        )
+        schedule = CnnSchedule(rate, steps, size, training.gradient_clip, training.label_smoothing)
+        # Every method sees the same images in the same order.
+        seed = [self.config.seed, _SEED_OF_PHASE.get(phase, _SEED_OF_PHASE[ALTERNATE])]
+        return CnnTrainer(self.network, self.images, schedule, seed, frozen)
+
+    def _train_cnn(self, unit: Unit, gates: GateFactory | None) -> None:
+        trainer = self.trainer
+        assert trainer is not None
+        total = trainer.schedule.total_steps
+        goal = round(total * (unit.index + 1) / unit.count)
+        name = "finetune" if unit.phase == ALTERNATE else unit.phase
+        self.reporter.phase(name, trainer.step, total)
+        before = trainer.step
+
+        def report(done: int, _: int, loss: float, accuracy: float) -> None:
+            images = self.counters.cnn_images
+            images[unit.phase] = images.get(unit.phase, 0) + trainer.schedule.batch_size
+            self.average_loss = 0.98 * self.average_loss + 0.02 * loss
+            values = {"loss": loss, "accuracy": accuracy}
+            if (before + done) % 20 == 0 or before + done == goal:
+                tagged = {f"cnn_{name}/{key}": value for key, value in values.items()}
+                self.reporter.scalars(before + done, tagged)
+            self.reporter.advance(name, before + done, total, values)
+
+        trainer.run(goal - trainer.step, gates, report)
+
+    def _gates(self, phase: str) -> GateFactory | None:
+        if phase in (PRETRAIN, "dense"):
+            self.network.set_predictors(False)
+            return None
+        if phase in (RUNTIME_IMPORTANCE, STATIC_IMPORTANCE):
+            self.network.set_predictors(True)
+            if not self.config.training.varied_ratios:
+                return None
+
+            def varied(count: int, rng: np.random.Generator) -> Gate:
+                return methods.varied_ratio_gate(self.setup, self.network, count, rng)
+
+            return varied
+        return self._finetune_gates(self._method(phase, None), None)
+
+    def _finetune_gates(self, method: Method, unit: Unit | None) -> GateFactory:
+        """Gates that follow a method, at budgets and R_r drawn for each batch.
+
+        The learned policy explores but for the last round: the next round's agents then
+        find a network that still works around their present choice.
+        """
+        explores = unit is not None and unit.index + 1 < unit.count
+        self.network.set_predictors(method.predictors)
+
+        def make(count: int, rng: np.random.Generator) -> Gate:
+            if method.name == "static_l1":
+                point = self.setup.book.point(0.0)
+                budgets = method.book.episodes([point])
+                budgets = budgets.select(torch.zeros(count, dtype=torch.int64))
+            else:
+                budgets = self.setup.sample_episodes(method.book, count, rng, one_rate=True)
+            generator = None
+            if explores:
+                generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            return method.gate(self.network, budgets, generator)
+
+        return make
+
+    # ------------------------------------------------------------------ methods
+
+    def _learned(self, agent_trainer: AgentTrainer) -> Method:
+        runtime, static = agent_trainer.agents()
+        return methods.learned(self.setup, runtime, static)
+
+    def _method(self, name: str, agent_trainer: AgentTrainer | None) -> Method:
+        if name == LEARNED:
+            assert agent_trainer is not None
+            return self._learned(agent_trainer)
+        if name == "random":
+            factors = self.random_factors
+            return methods.random_ratios(self.setup, factors["runtime"], factors["static"])
+        if name == "static_l1":
+            return methods.static_l1(self.setup, self.network, tuple(self.static_scores))
+        simple: dict[str, Callable[[TrialSetup], Method]] = {
+            "uniform": methods.uniform,
+            "dense": methods.dense,
+        }
+        return simple[name](self.setup)
+
+    def _choose_random(self) -> None:
+        """Best of N on validation, before fine-tuning, over all R_r."""
+        rng = np.random.default_rng([self.config.seed, 5])
+        count = self.config.evaluation.random_candidates
+        best = -1.0
+        points = self.setup.evaluation_points()[: len(self.config.evaluation.tradeoff_rates)]
+        for index in range(count):
+            self.reporter.phase("random candidates", index, count)
+            runtime = methods.random_factors(self.setup, rng)
+            static = methods.random_factors(self.setup, rng)
+            method = methods.random_ratios(self.setup, runtime, static)
+            results = [self.evaluator.validate(self.network, method, point) for point in points]
+            accuracy = sum(result.accuracy for result in results) / len(results)
+            if accuracy > best:
+                best = accuracy
+                self.random_factors = {"runtime": runtime, "static": static}
+            self.reporter.advance("random candidates", index + 1, count, {"best": best})
+        self.network.load_state_dict(self.snapshots[IMPORTANCE])
+
+    # ------------------------------------------------------------- measuring
+
+    def _points(self, name: str) -> list[Any]:
+        if name == "dense":
+            return self.setup.evaluation_points()[:1]
+        if name == "static_l1":
+            ratios = (None, *self.config.evaluation.budgets)
+            return [self.setup.book.point(0.0, ratio) for ratio in ratios]
+        return self.setup.evaluation_points()
+
+    def _measure(self, name: str, agent_trainer: AgentTrainer) -> list[Measurement]:
+        self.reporter.phase(f"measure {name}", 0, len(self._points(name)))
+        weights = self._weights()
+        method = self._method(name, agent_trainer)
+        results = []
+        for index, point in enumerate(self._points(name)):
+            started = time.perf_counter()
+            results.append(self.evaluator.measure(self.network, method, point))
+            self.network.load_state_dict(weights)
+            self._add_seconds(f"measure {name}", time.perf_counter() - started)
+            done = {"accuracy": results[-1].test.accuracy}
+            self.reporter.advance(f"measure {name}", index + 1, len(self._points(name)), done)
+        return results
+
+    # ------------------------------------------------------------------ state
+
+    def prepare_rollouts(self, agent_trainer: AgentTrainer) -> None:
+        """Before a round's rollouts: BatchNorm statistics as under the present policy."""
+        method = self._learned(agent_trainer)
+        self.network.set_predictors(True)
+        rng = np.random.default_rng([self.config.seed, 6, self.position])
+
+        def gates(count: int) -> Gate:
+            budgets = self.setup.sample_episodes(method.book, count, rng)
+            return method.gate(self.network, budgets)
+
+        evaluation = self.config.evaluation
+        reestimate_batchnorm(
+            self.network,
+            self.images,
+            gates,
+            evaluation.batchnorm_images,
+            evaluation.batch_size,
+            [self.config.seed, 77],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings, lists and dictionaries only."""
+        return {
+            "position": self.position,
+            "network": self._weights(),
+            "trainer": None if self.trainer is None else copy.deepcopy(self.trainer.state_dict()),
+            "snapshots": self.snapshots,
+            "counters": {
+                "rl_updates": self.counters.rl_updates,
+                "rollouts": self.counters.rollouts,
+                "cnn_images": dict(self.counters.cnn_images),
+                "seconds": dict(self.counters.seconds),
+            },
+            "history": list(self.history),
+            "average_loss": self.average_loss,
+            "prices": None if self.price is None else list(self.price.prices),
+            "random_factors": dict(self.random_factors),
+            "static_scores": list(self.static_scores),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.position = state["position"]
+        self.network.load_state_dict(state["network"])
+        self.snapshots = dict(state["snapshots"])
+        self.counters = Counters(**state["counters"])
+        self.history = list(state["history"])
+        self.average_loss = state["average_loss"]
+        if self.price is not None:
+            self.price.prices = list(state["prices"])
+        self.random_factors = dict(state["random_factors"])
+        self.static_scores = list(state["static_scores"])
+        self.trainer = None
+        if state["trainer"] is not None and not self.finished:
+            self.trainer = self._new_trainer(self.units[self.position].phase)
+            self.trainer.load_state_dict(state["trainer"])

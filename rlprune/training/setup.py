@@ -1,0 +1,140 @@
+"""What a trial consists of before anything is trained (no Ray here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rlprune.agents.networks import runtime_agent_size
+from rlprune.backbones import build_backbone, trace_backbone
+from rlprune.backbones.graph import ChannelGraph
+from rlprune.config import BackboneConfig, TrialConfig, parse_budget
+from rlprune.data import ImageSet
+from rlprune.mdp import PruningRules
+from rlprune.pruning import BudgetBook, CostModel, EpisodeBudgets, GatedNetwork, Point
+
+_RATIOS_IN_RANGE = 33
+
+
+def build_network(
+    config: BackboneConfig, num_classes: int, input_shape: tuple[int, int, int], seed: int
+) -> GatedNetwork:
+    """A gated network with seeded initial weights, or those of ``config.weights``.
+
+    Raises:
+        BackboneError: the network cannot be built, traced or pruned.
+    """
+    torch.manual_seed(seed)
+    backbone = build_backbone(config, num_classes, input_shape)
+    return GatedNetwork(trace_backbone(backbone, input_shape, num_classes))
+
+
+def action_kind(config: TrialConfig) -> str:
+    """Resolves ``agents.action: auto``."""
+    if config.agents.action != "auto":
+        return config.agents.action
+    return "absolute" if config.budgets.compute_mean is None else "change"
+
+
+@dataclass(frozen=True)
+class TrialSetup:
+    """Costs, budgets and rules of one trial; equal in every process of it.
+
+    Attributes:
+        config: the trial's configuration.
+        graph: the backbone's channels at the image set's input size.
+        costs: of the complete network (predictors and runtime agent).
+        book: resolves budgets; refuses what cannot be reached.
+        rules: of the learned policy's decision process.
+    """
+
+    config: TrialConfig
+    graph: ChannelGraph
+    costs: CostModel
+    book: BudgetBook
+    rules: PruningRules
+
+    @classmethod
+    def of(cls, config: TrialConfig, graph: ChannelGraph) -> TrialSetup:
+        """Derives everything from configuration and graph."""
+        costs = CostModel(graph, agent=runtime_agent_size(config.agents.hidden))
+        return cls(
+            config=config,
+            graph=graph,
+            costs=costs,
+            book=BudgetBook(costs, config.budgets, config.pruning.alpha),
+            rules=PruningRules(
+                costs,
+                config.pruning,
+                projected=config.budgets.rule == "projected",
+                action="change" if action_kind(config) == "change" else "absolute",
+            ),
+        )
+
+    def evaluation_points(self) -> list[Point]:
+        """Every point that is measured: all R_r at the configured budgets, then the others."""
+        ratios = (None, *self.config.evaluation.budgets)
+        rates = self.config.evaluation.tradeoff_rates
+        return [self.book.point(rate, ratio) for ratio in ratios for rate in rates]
+
+    def check_budgets(self) -> None:
+        """Refuses unreachable budgets.
+
+        Raises:
+            BudgetError: listing every one, with what can be reached.
+        """
+        points = self.evaluation_points()
+        if self._range() is not None:
+            points += [
+                self.book.point(rate, self._range()[0])  # type: ignore[index]
+                for rate in self.config.evaluation.tradeoff_rates
+            ]
+        self.book.check_reachable(points)
+
+    def _range(self) -> tuple[float, float] | None:
+        return self.config.budgets.train_range
+
+    def mean_range(self) -> tuple[float, float] | None:
+        """Span of mean-compute targets in training (fractions of dense MACs), None if none."""
+        if self.config.budgets.compute_mean is None:
+            return None
+        ratios: list[float | None] = [None]
+        amount = parse_budget(self.config.budgets.compute_mean)
+        if self._range() is not None and amount.kind == "ratio":
+            ratios = list(self._range() or ())
+        targets = [self.book.point(1.0, ratio).compute_mean or 0.0 for ratio in ratios]
+        return min(targets) / self.book.dense_macs, max(targets) / self.book.dense_macs
+
+    def sample_episodes(
+        self, book: BudgetBook, count: int, rng: np.random.Generator, one_rate: bool = False
+    ) -> EpisodeBudgets:
+        """Budgets of ``count`` training episodes.
+
+        Args:
+            book: whose dials the policy is told (a baseline has its own costs).
+            count: B.
+            rng: source of all randomness.
+            one_rate: draw one R_r for all of them (BatchNorm sees one kind of batch).
+        """
+        rates = self.config.evaluation.tradeoff_rates
+        drawn = rng.integers(len(rates), size=1 if one_rate else count)
+        span = self._range()
+        ratios = [None] if span is None else np.linspace(*span, _RATIOS_IN_RANGE).tolist()
+        points = tuple(self.book.point(rate, ratio) for rate in rates for ratio in ratios)
+        index = drawn * len(ratios) + rng.integers(len(ratios), size=count)
+        return book.table(points).select(torch.from_numpy(index))
+
+
+def setup_trial(config: TrialConfig, images: ImageSet) -> TrialSetup:
+    """Builds the set-up for an image set and checks the budgets.
+
+    Raises:
+        BackboneError: see :func:`build_network`.
+        BudgetError: see :meth:`TrialSetup.check_budgets`.
+    """
+    network = build_network(config.backbone, images.num_classes, images.input_shape, config.seed)
+    setup = TrialSetup.of(config, network.channels)
+    setup.check_budgets()
+    return setup
