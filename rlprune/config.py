@@ -145,7 +145,8 @@ class AgentConfig:
             policy's mean back into [alpha, 1].
         samples_per_image: rollouts of the same image in one update; their mean reward,
             the rollout's own left out, is subtracted as a baseline (1: no baseline).
-        loss_average_decay: decay of the moving average of the loss in the reward.
+        loss_average_decay: per update, of the moving average of the loss in the reward; slow,
+            so that the reward shows progress within and across rounds.
     """
 
     hidden: AtLeastOne = 32
@@ -163,7 +164,7 @@ class AgentConfig:
     runtime_mean_penalty: Annotated[float, Field(ge=0.0)] = 100.0
     static_mean_penalty: Annotated[float, Field(ge=0.0)] = 0.001
     samples_per_image: AtLeastOne = 4
-    loss_average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+    loss_average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -1,0 +1,1 @@
+"""The agents: plain torch networks, and their RLlib modules."""

@@ -9,6 +9,7 @@ Legend: B episodes, T layers, C channels of a layer.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -100,6 +101,14 @@ class StaticPlan:
         policy.start(episodes)
         for layer in range(rules.num_layers):
             self._decide(layer, policy)
+
+    def select(self, index: Tensor, budgets: EpisodeBudgets) -> StaticPlan:
+        """The plan of episodes whose decisions are rows ``index`` [B] of this one."""
+        chosen = copy.copy(self)
+        chosen.budgets = budgets
+        chosen.ratios, chosen.kept = self.ratios[index], self.kept[index]
+        chosen.stored = self.stored[index]
+        return chosen
 
     def _deletes(self) -> Tensor:
         """Where a static vote deletes anything for good, bool [B]."""

@@ -64,6 +64,15 @@ class EpisodeBudgets:
         """Rows ``index`` of every tensor."""
         return EpisodeBudgets(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
+    def rows(self) -> Tensor:
+        """All tensors side by side, float64 [B, fields]."""
+        return torch.stack([getattr(self, name) for name in self.__dataclass_fields__], 1)
+
+    def distinct(self) -> tuple[EpisodeBudgets, Tensor]:
+        """The different rows, and for each episode which of them is its own, int64 [B]."""
+        unique, index = torch.unique(self.rows(), dim=0, return_inverse=True)
+        return EpisodeBudgets(*unique.unbind(1)), index
+
 
 class BudgetBook:
     """Translates budgets for one backbone; every budget is resolved here and nowhere else.

@@ -1,0 +1,1 @@
+"""Training a trial: its program, rollout workers, learner and the RLlib Algorithm."""

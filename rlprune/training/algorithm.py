@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
+import shutil
+import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,10 @@ from ray.rllib.utils.typing import StateDict
 
 from rlprune.agents.modules import module_spec
 from rlprune.agents.networks import RUNTIME, STATIC, RuntimeAgent, StaticAgent
-from rlprune.config import TrialConfig, config_from_dict, config_hash, config_to_dict
+from rlprune.config import TrialConfig
 from rlprune.data import load_image_set
-from rlprune.errors import CheckpointError, TrainingDivergedError
+from rlprune.errors import TrainingDivergedError
+from rlprune.training.checkpoint import read_checkpoint, write_checkpoint
 from rlprune.training.learner import (
     CLIP_FRACTION_KEY,
     KL_KEY,
@@ -37,8 +36,6 @@ from rlprune.training.progress import Interrupted, Reporter
 from rlprune.training.setup import TrialSetup, setup_trial
 from rlprune.training.worker import RolloutWorker, SampleRequest
 
-STATE_FILE = "state.pt"
-CONFIG_FILE = "config.json"
 _RECOVERY_SECONDS = 300.0
 
 
@@ -113,15 +110,16 @@ class PruningConfig(PPOConfig):
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" becomes "cuda" where torch sees a GPU, else "cpu"."""
+    """Resolves "auto": "cuda" where torch sees a GPU, else "cpu"."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
 
 
 class PruningAlgorithm(Algorithm):
-    """One trial. An iteration is one unit of :class:`TrialProgram`, for example a round of
-    agent training and fine-tuning; ``done`` is reported after the last.
+    """One trial; an iteration is one unit of :class:`TrialProgram`.
+
+    For example an epoch of pretraining, or a round of agent training and fine-tuning.
 
     Attributes:
         program: the trial's course and state.
@@ -142,10 +140,11 @@ class PruningAlgorithm(Algorithm):
         trial: TrialConfig = self.config.trial
         if trial.resources.cpus is not None:
             torch.set_num_threads(trial.resources.cpus)
-        images = load_image_set(trial.data, trial.seed)
-        setup = setup_trial(trial, images)
         own = self.config.copy(copy_frozen=False)
-        own.images_ref = ray.put(images)
+        if own.images_ref is None:
+            own.images_ref = ray.put(load_image_set(trial.data, trial.seed))
+        images = ray.get(own.images_ref)
+        setup = setup_trial(trial, images)
         own.rl_module(rl_module_spec=module_spec(setup.graph, trial.agents))
         own.freeze()
         self.config = own
@@ -177,6 +176,19 @@ class PruningAlgorithm(Algorithm):
             rate = f"R{measured.point.tradeoff_rate:g}"
             accuracy = measured.validation.accuracy
             self.metrics.log_value((measured.method, rate, "validation_accuracy"), accuracy)
+
+    def _setup_logdir(self) -> None:
+        """Outside Tune, RLlib would leave a folder in the user's home for every run."""
+        if self._storage:
+            super()._setup_logdir()
+        else:
+            self._logdir = tempfile.mkdtemp(prefix="rlprune-")
+
+    def cleanup(self) -> None:
+        """Ends workers and learner; removes the temporary folder."""
+        super().cleanup()
+        if not self._storage:
+            shutil.rmtree(self._logdir, ignore_errors=True)
 
     # ------------------------------------------------------------------- agents
 
@@ -350,13 +362,7 @@ class PruningAlgorithm(Algorithm):
         Deviation from RLlib: its own format pickles classes; ours holds tensors and plain
         values only and is read with ``weights_only=True``, so loading runs no code.
         """
-        folder = Path(checkpoint_dir)
-        text = json.dumps(config_to_dict(self.config.trial), indent=1)
-        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-        with (folder / STATE_FILE).open("wb") as file:
-            torch.save(self.get_state(), file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_checkpoint(checkpoint_dir, self.config.trial, self.get_state())
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Restores a folder written by :meth:`save_checkpoint`.
@@ -389,52 +395,3 @@ def _numpy_weights(learner: dict[str, Any]) -> dict[str, Any]:
         return value.numpy() if isinstance(value, torch.Tensor) else value
 
     return {**learner, COMPONENT_RL_MODULE: convert(learner[COMPONENT_RL_MODULE])}
-
-
-def read_checkpoint_config(folder: str | Path) -> TrialConfig:
-    """The configuration that a checkpoint was written with.
-
-    Raises:
-        CheckpointError: no readable ``config.json`` there.
-    """
-    file = Path(folder) / CONFIG_FILE
-    try:
-        return config_from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: no checkpoint's configuration ({error}).") from None
-
-
-def read_checkpoint(folder: str | Path, config: TrialConfig) -> dict[str, Any]:
-    """The state in a checkpoint folder; nothing in it is executed.
-
-    Raises:
-        CheckpointError: missing, damaged, or written with another configuration.
-    """
-    stored = read_checkpoint_config(folder)
-    comparable = dataclasses.replace(stored, resources=config.resources)
-    if config_hash(comparable) != config_hash(config):
-        changed = _differences(config_to_dict(comparable), config_to_dict(config))
-        raise CheckpointError(
-            f"{folder} was written with another configuration; different: "
-            f"{', '.join(changed)}. Resume with the stored configuration, or choose a new --out."
-        )
-    file = Path(folder) / STATE_FILE
-    try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{file}: not a readable checkpoint ({first}). Delete the folder to resume from "
-            "the one before it."
-        ) from None
-    return state
-
-
-def _differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in left:
-        if isinstance(left[key], dict):
-            found += _differences(left[key], right[key], f"{prefix}{key}.")
-        elif left[key] != right[key]:
-            found.append(f"{prefix}{key} ({left[key]!r} there, {right[key]!r} here)")
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class Measurement:
         point: budgets and R_r.
         dial: the number s that the policy was told (found by bisection for a mean budget).
         validation, test: the splits.
+        seconds: wall time of measuring.
         budgets_met: whether caps hold on the test images, storage holds, and the mean
             budget is met on validation within 1 % (the tolerance of its bisection).
     """
@@ -65,6 +67,7 @@ class Measurement:
     dial: float
     validation: SplitResult
     test: SplitResult
+    seconds: float
     budgets_met: bool
 
 
@@ -87,6 +90,7 @@ class Evaluator:
 
         The network's BatchNorm statistics are left as re-estimated for this point.
         """
+        started = time.perf_counter()
         network.set_predictors(method.predictors)
         budgets = method.book.episodes([point])
         if point.compute_mean is not None and method.runtime is not None:
@@ -97,7 +101,8 @@ class Evaluator:
         test = self.split(network, method, budgets, self.images.test)
         met = _budgets_met(point, validation, test) if method.runtime is not None else True
         dial = float(budgets.compute_dial[0])
-        return Measurement(method.name, point, dial, validation, test, met)
+        seconds = time.perf_counter() - started
+        return Measurement(method.name, point, dial, validation, test, seconds, met)
 
     def validate(self, network: GatedNetwork, method: Method, point: Point) -> SplitResult:
         """Validation only, with re-estimated BatchNorm: for choosing and for progress."""

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ class Method:
             method prunes nothing (dense).
         static_scores: replaces the learned static importance.
         predictors: whether runtime importance predictors are used.
+
+    A method is made for agents that do not change: static decisions are remembered.
     """
 
     name: str
@@ -48,6 +50,9 @@ class Method:
     static: PolicyFactory | None
     static_scores: tuple[Tensor, ...] | None = None
     predictors: bool = True
+    _plans: dict[tuple[float, ...], StaticPlan] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def gate(
         self,
@@ -58,8 +63,20 @@ class Method:
         """The gate of one forward pass over as many images as there are budgets."""
         if self.runtime is None or self.static is None:
             return Gate()
-        plan = StaticPlan(self.rules, budgets, self.static(generator))
+        if generator is None:
+            plan = self._known_plan(budgets)
+        else:
+            plan = StaticPlan(self.rules, budgets, self.static(generator))
         return PruningGate(self.rules, network, plan, self.runtime(generator), self.static_scores)
+
+    def _known_plan(self, budgets: EpisodeBudgets) -> StaticPlan:
+        """Without exploration, static decisions follow from the budgets: made once each."""
+        assert self.static is not None
+        distinct, index = budgets.distinct()
+        key = tuple(distinct.rows().flatten().tolist())
+        if key not in self._plans:
+            self._plans[key] = StaticPlan(self.rules, distinct, self.static(None))
+        return self._plans[key].select(index, budgets)
 
 
 def learned(setup: TrialSetup, runtime: RuntimeAgent, static: StaticAgent) -> Method:

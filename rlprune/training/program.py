@@ -165,15 +165,14 @@ class TrialProgram:
                 self._enter(unit)
                 self._train_cnn(unit, self._gates(unit.phase))
         finally:
-            self._add_seconds(unit.phase, time.perf_counter() - started)
+            if unit.kind == "train":
+                seconds = self.counters.seconds
+                spent = time.perf_counter() - started
+                seconds[unit.phase] = seconds.get(unit.phase, 0.0) + spent
         self.position += 1
         if self.finished or self.units[self.position].phase != unit.phase:
             self.trainer = None
         return measured
-
-    def _add_seconds(self, phase: str, seconds: float) -> None:
-        if phase != LEARNED:
-            self.counters.seconds[phase] = self.counters.seconds.get(phase, 0.0) + seconds
 
     def _enter(self, unit: Unit) -> None:
         """At the first unit of a phase: the phase's network and a fresh optimizer."""
@@ -247,7 +246,8 @@ class TrialProgram:
         def report(done: int, _: int, loss: float, accuracy: float) -> None:
             images = self.counters.cnn_images
             images[unit.phase] = images.get(unit.phase, 0) + trainer.schedule.batch_size
-            self.average_loss = 0.98 * self.average_loss + 0.02 * loss
+            if unit.phase in (PRETRAIN, RUNTIME_IMPORTANCE, STATIC_IMPORTANCE):
+                self.average_loss = loss  # where the agents' moving average starts
             values = {"loss": loss, "accuracy": accuracy}
             if (before + done) % 20 == 0 or before + done == goal:
                 tagged = {f"cnn_{name}/{key}": value for key, value in values.items()}
@@ -350,10 +350,8 @@ class TrialProgram:
         method = self._method(name, agent_trainer)
         results = []
         for index, point in enumerate(self._points(name)):
-            started = time.perf_counter()
             results.append(self.evaluator.measure(self.network, method, point))
             self.network.load_state_dict(weights)
-            self._add_seconds(f"measure {name}", time.perf_counter() - started)
             done = {"accuracy": results[-1].test.accuracy}
             self.reporter.advance(f"measure {name}", index + 1, len(self._points(name)), done)
         return results

@@ -1,0 +1,59 @@
+"""``rlprune evaluate``: measure a run's learned network again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlprune.cli.show import TerminalReporter, show_results
+from rlprune.errors import ConfigError, Problem
+from rlprune.results import load_rows, write_rows
+from rlprune.training.checkpoint import latest_checkpoint
+from rlprune.training.program import LEARNED
+from rlprune.training.restore import load_run
+from rlprune.training.rows import result_row
+
+
+def _check(ratios: list[float], rates: list[float]) -> None:
+    problems = [
+        Problem("--ratio", "must be above 0 and at most 1", value, "Give for example 0.5.")
+        for value in ratios
+        if not 0.0 < value <= 1.0
+    ]
+    problems += [
+        Problem("--rate", "must be between 0 and 1", value, "Give for example 0.5.")
+        for value in rates
+        if not 0.0 <= value <= 1.0
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def evaluate_run(run: Path, ratios: list[float], rates: list[float]) -> None:
+    """Measures the learned policy at the given budgets and rates, and shows all rows.
+
+    Raises:
+        ConfigError, BudgetError, CheckpointError: see the messages.
+    """
+    _check(ratios, rates)
+    learned = load_run(run)
+    rates = rates or list(learned.config.evaluation.tradeoff_rates)
+    points = [learned.setup.book.point(rate, s) for s in (None, *ratios) for rate in rates]
+    learned.setup.book.check_reachable(points)
+    program = learned.program
+    program.position = 1 + next(
+        index for index, unit in enumerate(program.units) if unit.phase == LEARNED
+    )
+    uri = str(latest_checkpoint(run))
+    weights = program.snapshots[LEARNED]
+    rows = []
+    with TerminalReporter() as reporter:
+        reporter.phase("measure learned", 0, len(points))
+        for index, point in enumerate(points):
+            learned.network.load_state_dict(weights)
+            measured = program.evaluator.measure(learned.network, learned.method, point)
+            rows.append(result_row(program, measured, learned.config.name, uri))
+            reporter.advance(
+                "measure learned", index + 1, len(points), {"accuracy": measured.test.accuracy}
+            )
+    write_rows(run / "results", rows)
+    show_results(load_rows(run / "results"), run)

@@ -1,0 +1,289 @@
+"""The gated network: what it computes before, under and besides pruning."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlprune.backbones import build_backbone, trace_backbone
+from rlprune.config import BackboneConfig
+from rlprune.pruning import Gate, GatedConv, GatedNetwork, signed_product
+from tests.physical import InvertedResidual, Residual, ThreeLayers, gated
+
+
+class GivenMasks(Gate):
+    """Keeps what it was given, layer -> bool [B, C]; records the pooled inputs."""
+
+    def __init__(self, masks: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.masks = masks
+        self.pooled: dict[int, Tensor] = {}
+
+    def decide(self, layer: int, pooled: Tensor, importance: Tensor) -> Tensor:
+        self.pooled[layer] = pooled
+        return self.masks[layer]
+
+
+def random_masks(network: GatedNetwork, episodes: int, seed: int = 0) -> dict[int, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for layer in network.channels.layers:
+        mask = torch.rand(episodes, layer.out_channels, generator=generator) < 0.5
+        mask[:, 0] |= ~mask.any(1)
+        masks[layer.index] = mask
+    return masks
+
+
+@torch.no_grad()
+def unsettle(module: nn.Module) -> nn.Module:
+    """As if it had been trained: arbitrary BatchNorm scales, shifts and statistics."""
+    torch.manual_seed(3)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.weight.copy_(torch.randn_like(part.weight))
+            part.bias.copy_(torch.randn_like(part.bias))
+            part.running_mean.copy_(0.5 * torch.randn_like(part.running_mean))
+            part.running_var.copy_(0.5 + torch.rand_like(part.running_var))
+    return module.eval()
+
+
+class Plain(nn.Module):
+    """Two convolutions, with or without bias and BatchNorm."""
+
+    def __init__(self, bias: bool, norm: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 4, 3, padding=1, bias=bias)
+        self.norm1 = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.conv2 = nn.Conv2d(4, 3, 3, stride=2, bias=bias)
+        self.norm2 = nn.BatchNorm2d(3) if norm else nn.Identity()
+        self.classifier = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return self.classifier(x.mean((2, 3)))
+
+
+def assert_close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# --- nothing pruned -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_equals_the_backbone_whatever_its_convolutions_carry(bias: bool, norm: bool) -> None:
+    torch.manual_seed(0)
+    backbone = unsettle(Plain(bias, norm))
+    images = torch.randn(5, 2, 8, 8)
+    expected = backbone(images)
+    network = GatedNetwork(trace_backbone(copy.deepcopy(backbone), (2, 8, 8))).eval()
+    assert len(network.layers) == 2
+    assert_close(network(images), expected)
+    everything = {0: torch.ones(5, 4, dtype=torch.bool), 1: torch.ones(5, 3, dtype=torch.bool)}
+    assert_close(network(images, GivenMasks(everything)), expected)
+
+
+@pytest.mark.parametrize("name", ["m_cifarnet", "resnet20", "vgg16_bn", "mobilenet_v2"])
+def test_equals_built_in_backbones_with_trained_statistics(name: str) -> None:
+    torch.manual_seed(0)
+    shape = (3, 8, 8)
+    backbone = unsettle(build_backbone(BackboneConfig(name=name, width=0.25), 5, shape))
+    network = GatedNetwork(trace_backbone(copy.deepcopy(backbone), shape, 5)).eval()
+    # mobilenet_v2: one depthwise convolution per inverted residual block
+    assert len(network.channels.followers) == (17 if name == "mobilenet_v2" else 0)
+    images = torch.randn(3, *shape)
+    with torch.no_grad():
+        expected, found = backbone(images), network(images)
+    size = float(expected.abs().max())  # arbitrary statistics make some networks' scores huge
+    torch.testing.assert_close(found / size, expected / size, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_equals_the_backbone_while_both_train(bias: bool) -> None:
+    """Batch statistics, and the running statistics that they leave behind."""
+    torch.manual_seed(0)
+    backbone = unsettle(Plain(bias, norm=True))
+    network = GatedNetwork(trace_backbone(copy.deepcopy(backbone), (2, 8, 8)))
+    images = torch.randn(6, 2, 8, 8)
+    assert_close(network.train()(images), backbone.train()(images))
+    assert_close(network.eval()(images), backbone.eval()(images))
+
+
+def test_the_traced_parameters_are_taken_over_once() -> None:
+    network = gated(ThreeLayers())
+    names = {name for name, _ in network.named_parameters()}
+    assert not any("norm" in name for name in names)  # scale and shift live in the gate
+    # per layer: filter, predictor's weight and bias, u_s, beta; linear: weight and bias
+    assert len(names) == 3 * 5 + 2
+
+
+# --- one layer ------------------------------------------------------------------------------
+
+
+def test_signed_product() -> None:
+    runtime = torch.tensor([2.0, 2.0, -2.0, -2.0, 0.0])
+    static = torch.tensor([3.0, -3.0, 3.0, -3.0, -3.0])
+    assert signed_product(runtime, static).tolist() == [6.0, -6.0, -6.0, -6.0, 0.0]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_output_of_a_layer_follows_the_formula(training: bool) -> None:
+    """keep * (u_r u_s * norm(conv(x)) + beta) with u_r = W pool(x) + b, written out."""
+    network = gated(ThreeLayers(), seed=1).train(training)
+    layer = copy.deepcopy(network.layers[0])
+    x = torch.randn(4, 2, 6, 6)
+    masks = random_masks(network, 4)
+    found = layer(x, GivenMasks(masks))
+    y = F.conv2d(x, layer.conv.weight, padding=1)
+    before = network.layers[0].norm
+    y = F.batch_norm(y, before.running_mean, before.running_var, training=training)
+    for b in range(4):
+        predictor, static = layer.runtime_predictor, layer.static_importance.detach()
+        runtime = (predictor.weight @ x[b].mean((1, 2)) + predictor.bias).detach()
+        for c in range(4):
+            u = float(runtime[c]) * float(static[c])
+            if float(runtime[c]) < 0 and float(static[c]) < 0:
+                u = -u
+            expected = (u * y[b, c] + layer.shift[c]) * float(masks[0][b, c])
+            assert_close(found[b, c], expected)
+
+
+def test_without_predictor_the_bias_alone_is_the_importance() -> None:
+    network = gated(ThreeLayers(), seed=1)
+    images = torch.randn(2, 2, 6, 6)
+    with_predictors = network(images)
+    network.set_predictors(False)
+    layer = network.layers[0]
+    importance = layer.runtime_importance(torch.randn(2, 2))
+    assert torch.equal(importance, layer.runtime_predictor.bias.expand(2, -1))
+    without = network(images)
+    assert not torch.allclose(without, with_predictors)
+    for part in network.layers:
+        nn.init.zeros_(part.runtime_predictor.weight)
+    network.set_predictors(True)
+    assert_close(network(images), without)
+
+
+def test_gradients_reach_importances_of_kept_channels_only() -> None:
+    network = gated(ThreeLayers(), seed=1)
+    masks = random_masks(network, 4)
+    masks[0][:] = torch.tensor([True, False, True, False])
+    network(torch.randn(4, 2, 6, 6), GivenMasks(masks)).sum().backward()
+    layer = network.layers[0]
+    for gradient in (
+        layer.static_importance.grad,
+        layer.shift.grad,
+        layer.runtime_predictor.bias.grad,
+        layer.conv.weight.grad.abs().sum((1, 2, 3)),
+    ):
+        assert ((gradient != 0) == masks[0][0]).all()
+
+
+# --- pruned channels ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "backbone", [ThreeLayers(), InvertedResidual(), Residual([3, 4, 5])], ids=lambda b: str(b)[:8]
+)
+def test_masked_channels_are_exactly_zero_at_their_consumers(
+    backbone: nn.Module, training: bool
+) -> None:
+    network = gated(copy.deepcopy(backbone), seed=2).train(training)
+    masks = random_masks(network, 5)
+    gate = GivenMasks(masks)
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str):
+        return lambda module, args: seen.__setitem__(name, args[0].detach())
+
+    modules = dict(network.body.named_modules())
+    graph = network.channels
+    consumers = (*graph.layers, *graph.fixed)
+    for consumer in consumers:
+        modules[consumer.name].register_forward_pre_hook(note(consumer.name))
+    network(torch.randn(5, *backbone.shape), gate)
+    checked = 0
+    for consumer in consumers:
+        start = 0
+        for source in consumer.in_sources:
+            if source.layer is not None:
+                entry = seen[consumer.name].flatten(2) if seen[consumer.name].dim() > 2 else None
+                x = seen[consumer.name].unsqueeze(2) if entry is None else entry
+                run = x[:, start : start + source.channels]
+                assert (run[~masks[source.layer]] == 0.0).all()
+                assert (run[masks[source.layer]] != 0.0).any()
+                checked += 1
+            start += source.channels
+    assert checked >= 2
+
+
+def test_followers_are_masked_behind_their_batch_norm() -> None:
+    """A depthwise convolution's BatchNorm would turn a zero channel into its shift."""
+    network = gated(InvertedResidual(), seed=4)
+    masks = random_masks(network, 5)
+    out: list[Tensor] = []
+    follower = network.body.get_submodule("depthwise")
+    follower.register_forward_hook(lambda module, args, y: out.append(y))
+    network(torch.randn(5, 1, 4, 4), GivenMasks(masks))
+    assert (follower.norm.bias != 0).all()
+    assert (out[0][~masks[1]] == 0.0).all()
+
+
+def test_each_image_has_masks_of_its_own() -> None:
+    """A batch under masks gives what its images give alone."""
+    network = gated(Residual([4, 5, 3]), seed=5)
+    masks = random_masks(network, 4)
+    images = torch.randn(4, *Residual.shape)
+    together = network(images, GivenMasks(masks))
+    for b in range(4):
+        alone = GivenMasks({layer: mask[b : b + 1] for layer, mask in masks.items()})
+        assert_close(network(images[b : b + 1], alone), together[b : b + 1])
+
+
+def test_the_pooled_input_that_the_gate_sees() -> None:
+    network = gated(ThreeLayers(), seed=1)
+    gate = GivenMasks(random_masks(network, 3))
+    images = torch.randn(3, 2, 6, 6)
+    network(images, gate)
+    assert_close(gate.pooled[0], images.sum((2, 3)) / 36)
+    assert (gate.pooled[1][~gate.masks[0]] == 0.0).all()
+
+
+@pytest.mark.parametrize("backbone", [ThreeLayers(), InvertedResidual()], ids=["plain", "residual"])
+def test_evaluation_equals_training_at_the_same_statistics(backbone: nn.Module) -> None:
+    """Running statistics set to those of one batch under the same masks."""
+    network = gated(copy.deepcopy(backbone), seed=6).train()
+    images, masks = torch.randn(8, *backbone.shape), random_masks(network, 8)
+    inputs: dict[nn.Module, Tensor] = {}
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda module, args: inputs.__setitem__(module, args[0]))
+    with torch.no_grad():
+        trained = network(images, GivenMasks(masks))
+        for norm in norms:
+            norm.running_mean.copy_(inputs[norm].mean((0, 2, 3)))
+            norm.running_var.copy_(inputs[norm].var((0, 2, 3), unbiased=False))
+        evaluated = network.eval()(images, GivenMasks(masks))
+    assert len(inputs) == len(norms) >= 3
+    assert_close(evaluated, trained)
+
+
+def test_the_gate_remembers_its_masks() -> None:
+    network = gated(ThreeLayers())
+    gate = Gate()
+    network(torch.randn(1, 2, 6, 6), gate)
+    assert gate.keep == {0: None, 1: None, 2: None}
+    given = GivenMasks(random_masks(network, 1))
+    network(torch.randn(1, 2, 6, 6), given)
+    assert all(torch.equal(given.keep[layer], mask) for layer, mask in given.masks.items())
+
+
+def test_layers_are_in_execution_order() -> None:
+    network = gated(Residual([3, 4, 2]))
+    assert all(isinstance(layer, GatedConv) for layer in network.layers)
+    assert [layer.layer.index for layer in network.layers] == list(range(5))
