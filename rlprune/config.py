@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rlprune.errors import ConfigError, Problem
@@ -268,24 +268,6 @@ class TrialConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourceConfig = ResourceConfig()
 
-    @model_validator(mode="after")
-    def _check_parts_against_each_other(self) -> TrialConfig:
-        group, rollouts = self.agents.samples_per_image, self.rollouts.rollouts_per_update
-        runners = max(1, self.rollouts.num_env_runners)
-        if rollouts % (group * runners):
-            raise ValueError(
-                f"rollouts.rollouts_per_update|must be a multiple of agents.samples_per_image x "
-                f"workers = {group * runners}|{rollouts}|"
-                f"Use {group * runners * max(1, rollouts // (group * runners))}."
-            )
-        low_high = self.budgets.train_range
-        if low_high is not None and not 0.0 < low_high[0] <= low_high[1]:
-            raise ValueError(
-                f"budgets.train_range|must be (low, high) with 0 < low <= high|{low_high}|"
-                "Write it as [0.3, 0.7]."
-            )
-        return self
-
 
 @dataclasses.dataclass(frozen=True)
 class BudgetAmount:
@@ -302,7 +284,7 @@ class BudgetAmount:
 
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30}
-_AMOUNT = re.compile(r"([0-9.]+(?:e[0-9]+)?)\s*(%|[kmg]i?)?\s*(?:b|macs)?", re.IGNORECASE)
+_AMOUNT = re.compile(r"([0-9]*\.?[0-9]+(?:e\+?[0-9]+)?)\s*(%|[kmg]i?)?\s*(b|macs)?", re.IGNORECASE)
 
 
 def parse_budget(value: float | str) -> BudgetAmount:
@@ -320,7 +302,7 @@ def parse_budget(value: float | str) -> BudgetAmount:
         raise ValueError("a budget must be above zero")
     if unit == "%":
         return BudgetAmount("fraction", number / 100.0)
-    if number <= 1.0 and not unit:
+    if number <= 1.0 and not unit and not match[3]:
         return BudgetAmount("ratio", number)
     return BudgetAmount("absolute", number * _UNITS[unit])
 
@@ -345,6 +327,36 @@ def _budget_problems(budgets: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+def _cross_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """Rules that span several settings, checked on the raw values (absent: the default)."""
+
+    def number(part: str, key: str) -> int | None:
+        section = values.get(part, {})
+        default = getattr(getattr(TrialConfig(), part), key)
+        value = section.get(key, default) if isinstance(section, Mapping) else default
+        return value if isinstance(value, int) and value >= 0 else None
+
+    problems = []
+    group, rollouts = (
+        number("agents", "samples_per_image"),
+        number("rollouts", "rollouts_per_update"),
+    )
+    runners = number("rollouts", "num_env_runners")
+    if group and rollouts and runners is not None and rollouts % (group * max(1, runners)):
+        step = group * max(1, runners)
+        rule = f"must be a multiple of agents.samples_per_image x workers = {step}"
+        remedy = f"Use {step * max(1, rollouts // step)}."
+        problems.append(Problem("rollouts.rollouts_per_update", rule, rollouts, remedy))
+    budgets = values.get("budgets", {})
+    span = budgets.get("train_range") if isinstance(budgets, Mapping) else None
+    if isinstance(span, (list, tuple)) and len(span) == 2:
+        low, high = span
+        if all(isinstance(end, (int, float)) for end in span) and not 0.0 < low <= high:
+            rule = "must be (low, high) with 0 < low <= high"
+            problems.append(Problem("budgets.train_range", rule, span, "Write it as [0.3, 0.7]."))
+    return problems
+
+
 def _known_keys(path: Sequence[str | int]) -> list[str]:
     kind: Any = TrialConfig
     for part in path:
@@ -363,9 +375,6 @@ def _problem_from(error: Mapping[str, Any]) -> Problem:
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
         return Problem(".".join(map(str, location)), "unknown key", error["input"], remedy)
-    if error["type"] == "value_error":
-        field, rule, value, remedy = str(error["ctx"]["error"]).split("|")
-        return Problem(field, rule, value, remedy)
     rule = str(error["msg"]).removeprefix("Input ").replace("should", "must")
     return Problem(
         ".".join(map(str, location)),
@@ -387,6 +396,7 @@ def config_from_dict(values: Mapping[str, Any]) -> TrialConfig:
     """
     budgets = values.get("budgets")
     problems = _budget_problems(budgets) if isinstance(budgets, Mapping) else []
+    problems += _cross_problems(values)
     try:
         config = TypeAdapter(TrialConfig).validate_python(dict(values))
     except ValidationError as error:

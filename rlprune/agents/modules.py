@@ -61,7 +61,7 @@ def observation_space(graph: ChannelGraph, role: str) -> gym.spaces.Box:
     return gym.spaces.Box(-np.inf, np.inf, (width,), np.float32)
 
 
-def spaces(graph: ChannelGraph) -> dict[str, tuple[gym.Space, gym.Space]]:
+def spaces(graph: ChannelGraph) -> dict[str, tuple[gym.Space[Any], gym.Space[Any]]]:
     """Observation and action space of both agents, as EnvRunner.get_spaces wants them."""
     return {role: (observation_space(graph, role), _ACTION_SPACE) for role in (RUNTIME, STATIC)}
 

@@ -162,6 +162,12 @@ class Trajectory:
     distribution: Tensor
 
 
+def gaussian_log_probability(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """log N(action; mean, exp(log_std)^2), element by element."""
+    squared = ((action - mean) / log_std.exp()).square()
+    return -0.5 * squared - log_std - 0.5 * math.log(2 * math.pi)
+
+
 class AgentPolicy(KeepRatioPolicy):
     """Lets an agent choose the ratios; samples and records them if a generator is given.
 
@@ -175,6 +181,7 @@ class AgentPolicy(KeepRatioPolicy):
     ) -> None:
         self.agent = agent
         self.generator = generator
+        self.records = generator is not None
         self._steps: list[tuple[Tensor, Tensor, AgentOutput]] = []
         self._state: Any = None
 
@@ -200,10 +207,9 @@ class AgentPolicy(KeepRatioPolicy):
         action = torch.stack(actions, 1)
         mean = torch.stack([output.mean for output in outputs], 1)
         log_std = torch.stack([output.log_std for output in outputs], 1)
-        squared = ((action - mean) / log_std.exp()).square()
         return Trajectory(
             observations=torch.stack(observations, 1),
             actions=action,
-            log_probabilities=-0.5 * squared - log_std - 0.5 * math.log(2 * math.pi),
+            log_probabilities=gaussian_log_probability(action, mean, log_std),
             distribution=torch.stack([mean, log_std], 2),
         )

@@ -52,6 +52,7 @@ class Rollout:
         correct: bool [B].
         macs: fraction of the dense network's MACs [B].
         storage: fraction of the dense network's bytes [B].
+        rate: R_r [B].
         mean_target: mean-compute budget, fraction of dense MACs [B], infinity = none.
         computed_ratio: kept channels over channels [B, T].
         stored_ratio: likewise, stored [B, T].
@@ -67,6 +68,7 @@ class Rollout:
     correct: Tensor
     macs: Tensor
     storage: Tensor
+    rate: Tensor
     mean_target: Tensor
     computed_ratio: Tensor
     stored_ratio: Tensor
@@ -101,7 +103,8 @@ def roll_out(
     macs = gate.macs() / scales.dense_macs
     storage = gate.storage_bytes() / scales.dense_bytes
     accuracy = accuracy_term(loss, scales.average_loss)
-    target = budgets.compute_mean / scales.dense_macs
+    # At R_r = 0 the static plan keeps the mean budget by itself: the price is not at work.
+    target = torch.where(budgets.rate > 0, budgets.compute_mean / scales.dense_macs, torch.inf)
     runtime_reward = accuracy + compute_term(macs, budgets.compute_max / scales.dense_macs)
     if scales.price is not None:
         price = scales.price.price(target)
@@ -119,6 +122,7 @@ def roll_out(
         correct=(logits.argmax(1) == labels).cpu(),
         macs=macs,
         storage=storage,
+        rate=budgets.rate,
         mean_target=target,
         computed_ratio=gate.computed / channels,
         stored_ratio=gate.stored / channels,

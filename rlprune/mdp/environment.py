@@ -33,6 +33,7 @@ from rlprune.pruning import (
     cap_keep,
     kept_count,
     permanent_count,
+    permanent_mask,
     tradeoff_keep,
 )
 
@@ -159,7 +160,9 @@ class StaticPlan:
         cap, share = self._room(layer)
         observation = self.budgets.rate
         if policy.observes:
-            leading = context(self.budgets.storage_dial, self.budgets, share)
+            dial = torch.minimum(self.budgets.storage_dial, self.budgets.compute_dial)
+            base = torch.where(self.budgets.rate <= 0, dial, self.budgets.storage_dial)
+            leading = context(base, self.budgets, share)
             shape = self.rules.static_features[layer].expand(len(leading), -1)
             observation = torch.cat([leading, shape], dim=1)
         ratio = policy.ratio(layer, observation).double()
@@ -227,10 +230,9 @@ class PruningGate(Gate):
         self.plan = plan
         self.budgets = plan.budgets
         self.policy = runtime_policy
-        self._scores = static_scores or [
-            layer.static_importance.detach() for layer in network.layers
-        ]
-        self._device = self._scores[0].device
+        learned = [layer.static_importance.detach() for layer in network.layers]
+        self._device = learned[0].device
+        self._scores = [scores.to(self._device) for scores in static_scores or learned]
         self.computed = torch.zeros_like(plan.stored)
         self.stored = plan.stored
         self.ratios = torch.ones_like(plan.ratios)
@@ -244,17 +246,17 @@ class PruningGate(Gate):
         channels = importance.shape[1]
         importance, pooled = importance.detach(), pooled.detach()
         cap, share = self._room(layer, channels)
-        if self._static_only:
+        scores, rule = self._scores[layer], self.rules.pruning.tradeoff
+        static_kept = self.plan.kept[:, layer].to(self._device)
+        rate = self.budgets.rate.to(self._device)
+        permanent = permanent_mask(scores, static_kept, rate, rule)
+        if self._static_only and not self.policy.records:
             kept = torch.full_like(self.plan.kept[:, layer], channels)
         else:
-            kept = kept_count(self._ratio(layer, pooled, importance, share), channels)
+            ratio = self._ratio(layer, pooled, importance, share, ~permanent)
+            kept = kept_count(ratio, channels)
         masks = tradeoff_keep(
-            importance,
-            self._scores[layer],
-            kept.to(self._device),
-            self.plan.kept[:, layer].to(self._device),
-            self.budgets.rate.to(self._device),
-            self.rules.pruning.tradeoff,
+            importance, scores, kept.to(self._device), static_kept, rate, rule, permanent
         )
         keep = masks.keep
         if self._capped and self.rules.projected:
@@ -267,14 +269,18 @@ class PruningGate(Gate):
         if not self._capped:
             cap = torch.full((len(self.computed),), channels)
             return cap, torch.ones(len(cap), dtype=torch.float64)
-        budget = self.budgets.compute_max
+        limited = torch.isfinite(self.budgets.compute_max)
+        budget = torch.where(limited, self.budgets.compute_max, self._form.constant)
         largest = self._form.largest_count(self.computed, layer, self.rules.least, budget)
         share = self._form.proportional_share(
             self.computed, layer, self.rules.costs.channels, budget
         )
-        return largest.clamp(max=channels), share.clamp(max=1.0)
+        cap = torch.where(limited, largest, channels).clamp(max=channels)
+        return cap, torch.where(limited, share, 1.0).clamp(max=1.0)
 
-    def _ratio(self, layer: int, pooled: Tensor, importance: Tensor, share: Tensor) -> Tensor:
+    def _ratio(
+        self, layer: int, pooled: Tensor, importance: Tensor, share: Tensor, stored: Tensor
+    ) -> Tensor:
         """The runtime agent's keep ratio, lowered by what earlier layers overspent, [B]."""
         observation = pooled
         if self.policy.observes:
@@ -283,7 +289,7 @@ class PruningGate(Gate):
                 base = self.ratios[:, layer - 1]
             leading = context(base, self.budgets, share)
             observation = runtime_observation(
-                leading.to(self._device), pooled, importance, self.rules.runtime_width
+                leading.to(self._device), pooled, importance, self.rules.runtime_width, stored
             )
         ratio = self.policy.ratio(layer, observation).double().cpu()
         ratio = ratio.clamp(self.rules.pruning.alpha, 1.0)

@@ -36,9 +36,12 @@ def context(base: Tensor, budgets: EpisodeBudgets, room: Tensor) -> Tensor:
     return torch.stack([column.float() for column in columns], dim=1)
 
 
-def _standardised(features: Tensor) -> Tensor:
-    centred = features - features.mean(1, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + 1e-5)
+def _standardised(features: Tensor, present: Tensor) -> Tensor:
+    """Over the present channels of each image; zero elsewhere (nothing to multiply)."""
+    count = present.sum(1, keepdim=True).clamp(min=1)
+    mean = (features * present).sum(1, keepdim=True) / count
+    centred = (features - mean) * present
+    return centred * torch.rsqrt(centred.square().sum(1, keepdim=True) / count + 1e-5)
 
 
 def runtime_width(graph: ChannelGraph) -> int:
@@ -46,7 +49,9 @@ def runtime_width(graph: ChannelGraph) -> int:
     return CONTEXT_WIDTH + max(layer.in_channels + layer.out_channels for layer in graph.layers)
 
 
-def runtime_observation(leading: Tensor, pooled: Tensor, importance: Tensor, width: int) -> Tensor:
+def runtime_observation(
+    leading: Tensor, pooled: Tensor, importance: Tensor, width: int, stored: Tensor
+) -> Tensor:
     """Observation of the runtime agent at one layer.
 
     Args:
@@ -54,6 +59,8 @@ def runtime_observation(leading: Tensor, pooled: Tensor, importance: Tensor, wid
         pooled: global average of the layer's input [B, C_in].
         importance: u_r [B, C].
         width: D; what the layer does not fill is zero.
+        stored: channels that are not deleted for good, bool [B, C]; a shipped model has no
+            u_r of the others, so the agent must not see it either.
 
     Returns:
         float32 [B, D].
@@ -61,8 +68,8 @@ def runtime_observation(leading: Tensor, pooled: Tensor, importance: Tensor, wid
     observation = leading.new_zeros(len(leading), width)
     end = CONTEXT_WIDTH + pooled.shape[1]
     observation[:, :CONTEXT_WIDTH] = leading
-    observation[:, CONTEXT_WIDTH:end] = _standardised(pooled)
-    observation[:, end : end + importance.shape[1]] = _standardised(importance)
+    observation[:, CONTEXT_WIDTH:end] = _standardised(pooled, pooled != 0)
+    observation[:, end : end + importance.shape[1]] = _standardised(importance, stored)
     return observation
 
 

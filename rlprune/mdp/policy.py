@@ -13,9 +13,11 @@ class KeepRatioPolicy(ABC):
 
     Attributes:
         observes: False where the observation is ignored, so that it need not be built.
+        records: True where every decision is recorded, so that none may be left out.
     """
 
     observes = True
+    records = False
 
     def start(self, episodes: int) -> None:  # noqa: B027 - a hook, empty on purpose
         """Begins ``episodes`` new episodes (resets memory)."""

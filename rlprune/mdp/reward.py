@@ -13,7 +13,9 @@ from torch import Tensor
 _OVERRUN_WEIGHT = 1.2
 _OVERRUN_SCALE = 0.03
 _SAVING_WEIGHT = 0.1
-_LARGEST_EXPONENT = 20.0  # an overrun beyond 60 % of the dense cost is as bad as can be
+# Deviation: an overrun beyond 15 % of the dense cost is not punished harder (-177): the
+# paper's unbounded exponential (-6e8 at 60 %) would drown everything else in a batch.
+_LARGEST_EXPONENT = 5.0
 
 
 def accuracy_term(loss: Tensor, average_loss: float) -> Tensor:
@@ -111,8 +113,13 @@ class PriceCurve:
         """One dual step: dearer where the mean cost exceeds the target, cheaper below.
 
         Args:
-            target, cost: fractions of dense MACs, [B].
+            target, cost: fractions of dense MACs, [B]; episodes without a target
+                (infinity) do not count.
         """
+        limited = torch.isfinite(target)
+        if not bool(limited.any()):
+            return
+        target, cost = target[limited], cost[limited]
         weights = self._weights(target)
         excess = ((cost - target) / target).double()
         mean = (weights * excess.unsqueeze(1)).sum(0) / weights.sum(0).clamp(min=1e-9)

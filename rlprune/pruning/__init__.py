@@ -8,6 +8,7 @@ from rlprune.pruning.masks import (
     cap_keep,
     kept_count,
     permanent_count,
+    permanent_mask,
     tradeoff_keep,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "cap_keep",
     "kept_count",
     "permanent_count",
+    "permanent_mask",
     "signed_product",
     "tradeoff_keep",
 ]

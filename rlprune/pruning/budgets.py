@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlprune.config import BudgetConfig, parse_budget
+from rlprune.config import BudgetConfig, PruningConfig, parse_budget
 from rlprune.errors import BudgetError, Problem
 from rlprune.pruning.costs import CostModel
 from rlprune.pruning.masks import kept_count, permanent_count
@@ -82,17 +82,18 @@ class BudgetBook:
             is resolved: s is the cost of that network with every layer keeping s of its
             channels.
         config: what the user wrote.
-        alpha: least keep ratio of a layer.
+        pruning: least keep ratio of a layer, and the rule that decides what is deleted.
 
     Deviation: method.md counts convolutions alone for cost(s); here predictors and agent
     are part of it, since they are part of what is stored and computed.
     """
 
-    def __init__(self, costs: CostModel, config: BudgetConfig, alpha: float) -> None:
+    def __init__(self, costs: CostModel, config: BudgetConfig, pruning: PruningConfig) -> None:
         self.costs = costs
         self.config = config
-        self.alpha = alpha
-        self.least = kept_count(torch.full((len(costs.channels),), alpha), costs.channels)
+        self.pruning = pruning
+        self.alpha = pruning.alpha
+        self.least = kept_count(_full(len(costs.channels), pruning.alpha), costs.channels)
         full = costs.channels.unsqueeze(0)
         plain = CostModel(costs.graph, predictors=False)
         self.dense_macs = plain.dense_macs()
@@ -113,16 +114,19 @@ class BudgetBook:
             permanent_count(rate, static_kept[:, layer], int(channels))
             for layer, channels in enumerate(self.costs.channels)
         ]
-        return self.costs.channels - torch.stack(deleted, dim=1)
+        counts = torch.stack(deleted, dim=1)
+        if self.pruning.tradeoff == "paper":  # deletes nothing unless R_r = 0
+            counts = torch.where((rate <= 0.0).unsqueeze(1), counts, torch.zeros_like(counts))
+        return self.costs.channels - counts
 
     def storage_at(self, ratio: float, rate: float) -> float:
         """Bytes that a storage budget s allows at R_r."""
-        stored = self.stored_at(torch.tensor([ratio]), torch.tensor([rate]))
+        stored = self.stored_at(_full(1, ratio), _full(1, rate))
         return float(self.costs.storage_bytes(agent_runs=rate > 0).total(stored).item())
 
     def macs_at(self, ratio: float) -> float:
         """MACs that a compute budget s allows."""
-        counts = self.costs.counts_at(torch.tensor([ratio]))
+        counts = self.costs.counts_at(_full(1, ratio))
         return float(self._macs(counts, self.costs.channels.unsqueeze(0)).item())
 
     def _resolve(self, field: str, ratio: float | None, rate: float) -> float | None:
@@ -210,7 +214,7 @@ class BudgetBook:
             for field, budget, reachable, unit in self._least_costs(point):
                 if budget is not None and budget < reachable:
                     problems.setdefault(
-                        f"{field}@{point.tradeoff_rate}",
+                        f"{field}@{point.tradeoff_rate}@{point.ratio}",
                         Problem(
                             f"budgets.{field} at R_r = {point.tradeoff_rate:g}",
                             f"alpha = {self.alpha:g} can reach {reachable:,.0f} {unit} at best",
@@ -223,8 +227,7 @@ class BudgetBook:
             raise BudgetError(list(problems.values()))
 
     def _least_costs(self, point: Point) -> list[tuple[str, float | None, float, str]]:
-        rate = torch.tensor([point.tradeoff_rate])
-        stored = self.stored_at(torch.tensor([self.alpha]), rate)
+        stored = self.stored_at(_full(1, self.alpha), _full(1, point.tradeoff_rate))
         size = self.costs.storage_bytes(point.tradeoff_rate > 0).total(stored).item()
         if point.tradeoff_rate > 0:
             counts = self.least.unsqueeze(0)
@@ -236,6 +239,10 @@ class BudgetBook:
             ("compute_max", point.compute_max, macs, "MACs"),
             ("compute_mean", point.compute_mean, macs, "MACs"),
         ]
+
+
+def _full(count: int, value: float) -> Tensor:
+    return torch.full((count,), value, dtype=torch.float64)
 
 
 def _tightest(*budgets: float | None) -> float | None:

@@ -163,7 +163,8 @@ class CostModel:
         self.agent = agent
         self.channels = torch.tensor([layer.out_channels for layer in graph.layers])
         self._macs = self._count_macs()
-        self._numbers = self._count_numbers()
+        self._numbers = self._count_numbers(agent)
+        self._numbers_without_agent = self._count_numbers(None)
         self._predictor_macs = self._count_predictor_macs()
         self._agent_macs = self._count_agent_macs()
         self._indices = torch.tensor(
@@ -183,26 +184,26 @@ class CostModel:
             count.read(fixed.in_sources, fixed.macs_per_channel, None)
         return count.cost()
 
-    def _count_numbers(self) -> BilinearCost:
+    def _count_numbers(self, agent: AgentSize | None) -> BilinearCost:
         count = _Accumulator(len(self.graph.layers))
         for layer in self.graph.layers:
             count.read(layer.in_sources, _area(layer.kernel_size), layer.index)
-            count.linear[layer.index] += 1
+            if layer.norm is not None or not self.predictors:  # else: the gate's shift alone
+                count.linear[layer.index] += 1
             if self.predictors:
                 count.read(layer.in_sources, 1, layer.index)
                 count.linear[layer.index] += 3
-            if self.agent is not None:
-                width = self.agent.encoder_width
-                count.read(layer.in_sources, width, None)
-                count.linear[layer.index] += width
-                count.constant += self.agent.parameters_per_layer
+            if agent is not None:
+                count.read(layer.in_sources, agent.encoder_width, None)
+                count.linear[layer.index] += agent.encoder_width
+                count.constant += agent.parameters_per_layer
         for follower in self.graph.followers:
             count.linear[follower.producer] += _area(follower.kernel_size) + 1
         for fixed in self.graph.fixed:
             count.read(fixed.in_sources, fixed.parameters_per_channel, None)
             count.constant += fixed.extra_parameters
-        if self.agent is not None:
-            count.constant += self.agent.parameters
+        if agent is not None:
+            count.constant += agent.parameters
         return count.cost()
 
     def _count_predictor_macs(self) -> BilinearCost:
@@ -250,7 +251,7 @@ class CostModel:
         """Stored numbers as a form in S; without the agent's where it never runs."""
         if agent_runs or self.agent is None:
             return self._numbers
-        return CostModel(self.graph, self.predictors, None)._numbers
+        return self._numbers_without_agent
 
     def storage_bytes(self, agent_runs: bool = True) -> BilinearCost:
         """Bytes of stored weights and indices as a form in S."""

@@ -140,7 +140,7 @@ class FollowerConv(nn.Module):
 
     def forward(self, x: Tensor, gate: Gate) -> Tensor:
         """[B, C, H, W] -> [B, C, H', W']; masked channels are exactly zero."""
-        y = self.conv(x)
+        y: Tensor = self.conv(x)
         y = y if self.norm is None else self.norm(y)
         keep = gate.keep.get(self.layer.producer)
         return y if keep is None else y * keep[:, :, None, None]

@@ -14,7 +14,7 @@ from torch import Tensor
 TradeoffRule = Literal["permanent", "paper"]
 
 # Products such as 0.3 * 10 are not exact in binary; counts are rounded after this margin.
-_MARGIN = 1e-6
+_MARGIN = 1e-4
 
 
 def kept_count(keep_ratio: Tensor, channels: int | Tensor) -> Tensor:
@@ -88,6 +88,23 @@ def permanent_count(rate: Tensor, static_kept: Tensor, channels: int) -> Tensor:
     return share(1.0 - rate.double(), channels - static_kept)
 
 
+def permanent_mask(
+    static_importance: Tensor, static_kept: Tensor, rate: Tensor, rule: TradeoffRule
+) -> Tensor:
+    """Channels deleted for good, bool [B, C].
+
+    P under ``permanent``; under ``paper`` all of M_s where R_r = 0 and nothing elsewhere.
+    Arguments as for :func:`tradeoff_keep`.
+    """
+    order = importance_order(static_importance)
+    if order.dim() == 1:
+        order = order.expand(len(static_kept), -1)
+    channels = order.shape[1]
+    if rule == "permanent":
+        return _lowest(order, permanent_count(rate, static_kept, channels))
+    return _lowest(order, channels - static_kept) & (rate <= 0.0).unsqueeze(1)
+
+
 def tradeoff_keep(
     runtime_importance: Tensor,
     static_importance: Tensor,
@@ -95,6 +112,7 @@ def tradeoff_keep(
     static_kept: Tensor,
     rate: Tensor,
     rule: TradeoffRule = "permanent",
+    permanent: Tensor | None = None,
 ) -> TradeoffKeep:
     """Combines the votes of the two agents at tradeoff rate R_r.
 
@@ -111,6 +129,7 @@ def tradeoff_keep(
         runtime_kept, static_kept: int64 [B], 1..C.
         rate: R_r [B], 0 (static only) to 1 (runtime only).
         rule: see above.
+        permanent: :func:`permanent_mask` of the same arguments, where it is known already.
 
     Returns:
         The masks; at least one channel is kept. What ``paper`` stores is what some input
@@ -120,7 +139,10 @@ def tradeoff_keep(
     Source: paper Sec. 3.3, Eq. (4)-(6). Deviation: ``permanent`` is ours and the default.
     """
     channels = runtime_importance.shape[1]
-    runtime_order = importance_order(runtime_importance)
+    if permanent is None:
+        permanent = permanent_mask(static_importance, static_kept, rate, rule)
+    # A model without P has no u_r of P either: P counts as the least important at run time.
+    runtime_order = importance_order(runtime_importance.masked_fill(permanent, -torch.inf))
     static_order = importance_order(static_importance)
     if static_order.dim() == 1:
         static_order = static_order.expand(len(runtime_order), channels)
@@ -130,13 +152,11 @@ def tradeoff_keep(
     only_runtime = votes_runtime & ~both
     pruned = both | lowest_members(runtime_order, only_runtime, share(rate, only_runtime.sum(1)))
     if rule == "permanent":
-        permanent = _lowest(static_order, permanent_count(rate, static_kept, channels))
         pruned = pruned | permanent
     else:
         only_static = votes_static & ~both
         count = share(1.0 - rate.double(), only_static.sum(1))
         pruned = pruned | lowest_members(static_order, only_static, count)
-        permanent = votes_static & (rate <= 0.0).unsqueeze(1)
     return TradeoffKeep(keep=~pruned, keep_stored=~permanent)
 
 

@@ -21,9 +21,10 @@ from ray.rllib.utils.typing import StateDict
 from rlprune.agents.modules import module_spec
 from rlprune.agents.networks import RUNTIME, STATIC, RuntimeAgent, StaticAgent
 from rlprune.config import TrialConfig
-from rlprune.data import load_image_set
+from rlprune.data import ImageSet, load_image_set
 from rlprune.errors import TrainingDivergedError
 from rlprune.training.checkpoint import read_checkpoint, write_checkpoint
+from rlprune.training.evaluate import Measurement
 from rlprune.training.learner import (
     CLIP_FRACTION_KEY,
     KL_KEY,
@@ -31,7 +32,7 @@ from rlprune.training.learner import (
     PenalisedPPOLearner,
     StackedChunks,
 )
-from rlprune.training.program import Measurement, TrialProgram
+from rlprune.training.program import TrialProgram
 from rlprune.training.progress import Interrupted, Reporter
 from rlprune.training.setup import TrialSetup, setup_trial
 from rlprune.training.worker import RolloutWorker, SampleRequest
@@ -46,7 +47,8 @@ class PruningConfig(PPOConfig):
         super().__init__(algo_class=algo_class or PruningAlgorithm)
         self.trial: TrialConfig = TrialConfig()
         self.trial_device = "cpu"
-        self.images_ref: ray.ObjectRef | None = None
+        self.num_classes = 0
+        self.input_shape = (0, 0, 0)
 
     @classmethod
     def of(cls, trial: TrialConfig) -> PruningConfig:
@@ -130,6 +132,11 @@ class PruningAlgorithm(Algorithm):
 
     config: PruningConfig
 
+    def __init__(self, config: AlgorithmConfig | None = None, *args: Any, **kwargs: Any) -> None:
+        """Arguments: as RLlib's; ``images`` hands over an image set that is loaded already."""
+        self._loaded_images: ImageSet | None = kwargs.pop("images", None)
+        super().__init__(config, *args, **kwargs)
+
     @classmethod
     def get_default_config(cls) -> AlgorithmConfig:
         """An empty trial configuration."""
@@ -140,11 +147,12 @@ class PruningAlgorithm(Algorithm):
         trial: TrialConfig = self.config.trial
         if trial.resources.cpus is not None:
             torch.set_num_threads(trial.resources.cpus)
-        own = self.config.copy(copy_frozen=False)
-        if own.images_ref is None:
-            own.images_ref = ray.put(load_image_set(trial.data, trial.seed))
-        images = ray.get(own.images_ref)
+        loaded = self._loaded_images or load_image_set(trial.data, trial.seed)
+        self._images_ref, self._loaded_images = ray.put(loaded), None
+        images: ImageSet = ray.get(self._images_ref)  # a view: one copy per node
         setup = setup_trial(trial, images)
+        own = self.config.copy(copy_frozen=False)
+        own.num_classes, own.input_shape = images.num_classes, images.input_shape
         own.rl_module(rl_module_spec=module_spec(setup.graph, trial.agents))
         own.freeze()
         self.config = own
@@ -285,7 +293,8 @@ class PruningAlgorithm(Algorithm):
         request = self._request()
         group = self.env_runner_group
         if self.config.num_env_runners == 0:
-            return group.local_env_runner.sample(request=request)
+            local: list[Chunk] = group.local_env_runner.sample(request=request)
+            return local
         wanted = set(range(1, self.config.num_env_runners + 1))
         chunks: dict[int, Chunk] = {}
         deadline = time.monotonic() + _RECOVERY_SECONDS
@@ -319,6 +328,7 @@ class PruningAlgorithm(Algorithm):
         return SampleRequest(
             update=program.counters.rl_updates,
             episodes=program.config.rollouts.rollouts_per_update // runners,
+            images=self._images_ref,
             modules=ray.put(modules),
             modules_version=program.counters.rl_updates,
             network=self._network_ref,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ def private_ray(num_cpus: int, store_bytes: int) -> Iterator[None]:
 
     Ray 2.60 listens on every interface even when bound to loopback, so the instance gets a
     random token (kept in a folder that only this user can read) without which nothing
-    can connect. Everything is shut down and deleted at the end.
+    can connect. It is shut down at the end.
 
     Args:
         num_cpus: logical CPUs of the instance.
@@ -33,35 +36,47 @@ def private_ray(num_cpus: int, store_bytes: int) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         with _quiet_ray() as ray:
             ray.init(logging_level=logging.ERROR)
-            yield
-            ray.shutdown()
-        return
-    folder = Path(tempfile.mkdtemp(prefix="rlprune-ray-"))  # mode 0700
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32), encoding="ascii")
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    try:
-        with _quiet_ray() as ray:
-            ray.init(
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=store_bytes + _STORE_HEADROOM,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-            )
             try:
                 yield
             finally:
                 ray.shutdown()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        shutil.rmtree(folder, ignore_errors=True)
+        return
+    _use_private_token()
+    with _quiet_ray() as ray:
+        ray.init(
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=store_bytes + _STORE_HEADROOM,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@functools.cache
+def _use_private_token() -> None:
+    """Makes this process and its children use a random token; once per process.
+
+    The folder is removed when the process ends, not before: Ray's threads may read the
+    token until then.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rlprune-ray-"))  # mode 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), encoding="ascii")
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+    if "ray" in sys.modules:  # Ray has read the environment already: make it read again
+        from ray._raylet import (  # type: ignore[attr-defined]
+            AuthenticationTokenLoader,
+            Config,
+        )
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager

@@ -118,11 +118,11 @@ class CnnTrainer:
         """
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            shuffle = np.random.default_rng([*self.seed, epoch])
+            shuffle = np.random.default_rng([*self.seed, 1, epoch])
             self._order = (epoch, epoch_order(len(self.images.train), shuffle))
         size = self.schedule.batch_size
         chosen = self.images.train.take(self._order[1][position * size : (position + 1) * size])
-        rng = np.random.default_rng([*self.seed, epoch, position])
+        rng = np.random.default_rng([*self.seed, 2, epoch, position])
         torch.manual_seed(int(rng.integers(2**31)))
         pixels = augment(chosen.images, self.images.augmentation, rng)
         images = normalize(pixels, self.images.mean, self.images.std)
@@ -178,7 +178,7 @@ def reestimate_batchnorm(
         network: changed in place (buffers only); left in eval mode.
         images: the training split is used, without augmentation.
         gates: images in a batch -> gate; None prunes nothing.
-        count: images, rounded up to whole batches.
+        count: images, rounded down to whole batches (one at least), which weigh the same.
         batch_size: images per forward pass.
         seed: chooses the images.
     """
@@ -193,7 +193,7 @@ def reestimate_batchnorm(
         norm.train()
     device = next(network.parameters()).device
     batches = iterate_batches(
-        chosen, batch_size, None, images.mean, images.std, "none", drop_last=False
+        chosen, batch_size, None, images.mean, images.std, "none", drop_last=True
     )
     for batch, labels in batches:
         network(batch.to(device), None if gates is None else gates(len(labels)))

@@ -13,7 +13,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from torch import Tensor
 
-from rlprune.agents.networks import RUNTIME, STATIC
+from rlprune.agents.networks import RUNTIME, STATIC, gaussian_log_probability
 from rlprune.agents.rollout import Rollout
 from rlprune.mdp import generalized_advantages
 
@@ -89,7 +89,8 @@ class StackedChunks(ConnectorV2):
         with torch.no_grad():
             values = module.compute_values({Columns.OBS: observations})
         advantages, targets = generalized_advantages(rewards, values, self.gamma, self.gae_lambda)
-        normalised = (advantages - advantages.mean()) / advantages.std().clamp(min=1e-4)
+        rate = torch.cat([rollout.rate for rollout in rollouts]).to(device)
+        normalised = normalised_advantages(advantages, rate > 0 if role == RUNTIME else rate < 1)
         length = torch.full((len(actions),), actions.shape[1], device=device)
         return {
             Columns.OBS: observations,
@@ -100,6 +101,21 @@ class StackedChunks(ConnectorV2):
             Postprocessing.VALUE_TARGETS: targets,
             Columns.SEQ_LENS: length,
         }
+
+
+def normalised_advantages(advantages: Tensor, matters: Tensor) -> Tensor:
+    """Zero mean and unit deviation over the episodes in which the agent's decisions matter.
+
+    Args:
+        advantages: [B, T].
+        matters: bool [B]; the runtime agent decides nothing at R_r = 0, the static agent
+            nothing at R_r = 1. Such episodes get advantage zero: they would be noise.
+    """
+    if not bool(matters.any()):
+        return torch.zeros_like(advantages)
+    chosen = advantages[matters]
+    scaled = (advantages - chosen.mean()) / chosen.std().clamp(min=1e-4)
+    return scaled * matters.unsqueeze(1)
 
 
 def mean_range_penalty(mean: Tensor, alpha: float) -> Tensor:
@@ -126,8 +142,7 @@ class PenalisedPPOLearner(PPOTorchLearner):
         penalty = mean_range_penalty(mean, settings["alpha"])
         with torch.no_grad():
             actions = batch[Columns.ACTIONS].squeeze(-1)
-            logp = torch.distributions.Normal(mean, log_std.exp()).log_prob(actions)
-            change = logp - batch[Columns.ACTION_LOGP]
+            change = gaussian_log_probability(actions, mean, log_std) - batch[Columns.ACTION_LOGP]
             clipped = ((change.exp() - 1.0).abs() > config.clip_param).float().mean()
             kl = (change.exp() - 1.0 - change).mean()
         self.metrics.log_dict(
@@ -135,4 +150,5 @@ class PenalisedPPOLearner(PPOTorchLearner):
             key=module_id,
             window=1,
         )
-        return loss + settings["mean_penalty"][module_id] * penalty
+        total: Tensor = loss + settings["mean_penalty"][module_id] * penalty
+        return total

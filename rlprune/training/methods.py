@@ -21,7 +21,7 @@ from torch import Tensor
 from rlprune.agents.networks import AgentPolicy, RuntimeAgent, StaticAgent
 from rlprune.mdp import KeepRatioPolicy, PruningGate, PruningRules, RandomRatios, StaticPlan
 from rlprune.mdp.policy import AnchoredRatios
-from rlprune.pruning import BudgetBook, CostModel, EpisodeBudgets, Gate, GatedNetwork
+from rlprune.pruning import BilinearCost, BudgetBook, CostModel, EpisodeBudgets, Gate, GatedNetwork
 from rlprune.training.setup import TrialSetup
 
 PolicyFactory = Callable[[torch.Generator | None], KeepRatioPolicy]
@@ -94,7 +94,7 @@ def _own_rules(setup: TrialSetup, costs: CostModel) -> tuple[PruningRules, Budge
     """Rules and budgets of a method without agent: budgets are always kept."""
     config = setup.config
     rules = PruningRules(costs, config.pruning, projected=True)
-    return rules, BudgetBook(costs, config.budgets, config.pruning.alpha)
+    return rules, BudgetBook(costs, config.budgets, config.pruning)
 
 
 def dense(setup: TrialSetup) -> Method:
@@ -150,19 +150,32 @@ def random_ratios(setup: TrialSetup, runtime_factors: Tensor, static_factors: Te
     )
 
 
-def random_factors(setup: TrialSetup, rng: np.random.Generator) -> Tensor:
-    """Random factors between 1/2 and 2, scaled to the cost of the uniform ratio, [T]."""
-    book = _own_rules(setup, CostModel(setup.graph))[1]
-    factors = torch.from_numpy(np.exp2(rng.uniform(-1.0, 1.0, len(setup.graph.layers))))
-    point = setup.evaluation_points()[0]
-    ratio = book.compute_dial(point.compute_max or point.compute_mean)
-    form = book.costs.static_macs()
-    channels = book.costs.channels.double()
-    target = form.total((channels * ratio).unsqueeze(0))
+def random_factors(setup: TrialSetup, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Random factors between 1/2 and 2 for the runtime and the static ratios, [T] each.
+
+    Scaled so that they cost what the uniform ratio costs: in MACs and in bytes.
+    """
+    costs = CostModel(setup.graph)
+    book = _own_rules(setup, costs)[1]
+    told = book.table(tuple(setup.evaluation_points()))
+    compute, storage = float(told.compute_dial.min()), float(told.storage_dial.min())
+    alpha = setup.config.pruning.alpha
+    runtime = _balanced(costs.static_macs(), costs.channels, compute, alpha, rng)
+    if storage >= 1.0:  # no storage budget: static deletion serves the compute budget
+        return runtime, _balanced(costs.static_macs(), costs.channels, compute, alpha, rng)
+    return runtime, _balanced(costs.storage_bytes(), costs.channels, storage, alpha, rng)
+
+
+def _balanced(
+    form: BilinearCost, channels: Tensor, ratio: float, alpha: float, rng: np.random.Generator
+) -> Tensor:
+    """Factors f with cost(clip(f * ratio)) = cost(ratio), by bisection on their scale."""
+    factors = torch.from_numpy(np.exp2(rng.uniform(-1.0, 1.0, len(channels))))
+    target = form.total((channels.double() * ratio).unsqueeze(0))
     low, high = 0.0, 4.0
     for _ in range(40):
         middle = (low + high) / 2
-        counts = channels * (factors * ratio * middle).clamp(setup.config.pruning.alpha, 1.0)
+        counts = channels.double() * (factors * ratio * middle).clamp(alpha, 1.0)
         if bool(form.total(counts.unsqueeze(0)) <= target):
             low = middle
         else:
@@ -183,8 +196,8 @@ def varied_ratio_gate(
     ones = torch.ones(count, dtype=torch.float64)
     drawn = torch.from_numpy(np.full(count, rng.choice(rates)))
     budgets = EpisodeBudgets(drawn, unlimited, unlimited, unlimited, ones, ones, ones)
-    points = setup.evaluation_points()
-    least = min(setup.book.compute_dial(point.compute_max) for point in points)
+    told = setup.book.table(tuple(setup.evaluation_points()))
+    least = float(torch.minimum(told.compute_dial, told.storage_dial).min())
     low = max(setup.config.pruning.alpha, 0.5 * least)
 
     def draw(episodes: int) -> Tensor:

@@ -281,12 +281,8 @@ class TrialProgram:
         self.network.set_predictors(method.predictors)
 
         def make(count: int, rng: np.random.Generator) -> Gate:
-            if method.name == "static_l1":
-                point = self.setup.book.point(0.0)
-                budgets = method.book.episodes([point])
-                budgets = budgets.select(torch.zeros(count, dtype=torch.int64))
-            else:
-                budgets = self.setup.sample_episodes(method.book, count, rng, one_rate=True)
+            rates = (0.0,) if method.name == "static_l1" else None
+            budgets = self.setup.sample_episodes(method.book, count, rng, True, rates)
             generator = None
             if explores:
                 generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -323,8 +319,7 @@ class TrialProgram:
         points = self.setup.evaluation_points()[: len(self.config.evaluation.tradeoff_rates)]
         for index in range(count):
             self.reporter.phase("random candidates", index, count)
-            runtime = methods.random_factors(self.setup, rng)
-            static = methods.random_factors(self.setup, rng)
+            runtime, static = methods.random_factors(self.setup, rng)
             method = methods.random_ratios(self.setup, runtime, static)
             results = [self.evaluator.validate(self.network, method, point) for point in points]
             accuracy = sum(result.accuracy for result in results) / len(results)

@@ -230,12 +230,10 @@ def _run(
 def _build(config: TrialConfig, images: ImageSet) -> Any:
     import ray
 
-    from rlprune.training.algorithm import PruningConfig
+    from rlprune.training.algorithm import PruningAlgorithm, PruningConfig
 
-    algorithm_config = PruningConfig.of(config)
-    algorithm_config.images_ref = ray.put(images)
     try:
-        return algorithm_config.build_algo()
+        return PruningAlgorithm(PruningConfig.of(config), images=images)
     except ray.exceptions.RayActorError as error:
         raise RlpruneError(f"A rollout worker could not start: {error}") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ class TrialSetup:
     costs: CostModel
     book: BudgetBook
     rules: PruningRules
+    _points: dict[tuple[float, ...], tuple[Point, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, config: TrialConfig, graph: ChannelGraph) -> TrialSetup:
@@ -64,7 +65,7 @@ class TrialSetup:
             config=config,
             graph=graph,
             costs=costs,
-            book=BudgetBook(costs, config.budgets, config.pruning.alpha),
+            book=BudgetBook(costs, config.budgets, config.pruning),
             rules=PruningRules(
                 costs,
                 config.pruning,
@@ -108,7 +109,12 @@ class TrialSetup:
         return min(targets) / self.book.dense_macs, max(targets) / self.book.dense_macs
 
     def sample_episodes(
-        self, book: BudgetBook, count: int, rng: np.random.Generator, one_rate: bool = False
+        self,
+        book: BudgetBook,
+        count: int,
+        rng: np.random.Generator,
+        one_rate: bool = False,
+        rates: tuple[float, ...] | None = None,
     ) -> EpisodeBudgets:
         """Budgets of ``count`` training episodes.
 
@@ -117,14 +123,24 @@ class TrialSetup:
             count: B.
             rng: source of all randomness.
             one_rate: draw one R_r for all of them (BatchNorm sees one kind of batch).
+            rates: draw R_r from these instead of the configured ones.
         """
-        rates = self.config.evaluation.tradeoff_rates
+        rates = rates or self.config.evaluation.tradeoff_rates
+        points = self._training_points(rates)
+        ratios = len(points) // len(rates)
         drawn = rng.integers(len(rates), size=1 if one_rate else count)
-        span = self._range()
-        ratios = [None] if span is None else np.linspace(*span, _RATIOS_IN_RANGE).tolist()
-        points = tuple(self.book.point(rate, ratio) for rate in rates for ratio in ratios)
-        index = drawn * len(ratios) + rng.integers(len(ratios), size=count)
+        index = drawn * ratios + rng.integers(ratios, size=count)
         return book.table(points).select(torch.from_numpy(index))
+
+    def _training_points(self, rates: tuple[float, ...]) -> tuple[Point, ...]:
+        """Every R_r at the configured budgets, or at a grid over ``train_range``."""
+        if rates not in self._points:
+            span = self._range()
+            ratios = [None] if span is None else np.linspace(*span, _RATIOS_IN_RANGE).tolist()
+            self._points[rates] = tuple(
+                self.book.point(rate, ratio) for rate in rates for ratio in ratios
+            )
+        return self._points[rates]
 
 
 def setup_trial(config: TrialConfig, images: ImageSet) -> TrialSetup:

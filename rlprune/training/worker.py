@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ class SampleRequest:
     Attributes:
         update: number of the PPO update (enters the random seed).
         episodes: how many this worker plays.
+        images: object reference to the image set, read from the node's object store.
         modules: object reference to the agents' state; ``modules_version`` tells whether
             a worker has it already.
         network: object reference to the CNN's state; likewise ``network_version``.
@@ -40,6 +42,7 @@ class SampleRequest:
 
     update: int
     episodes: int
+    images: ray.ObjectRef
     modules: ray.ObjectRef
     modules_version: int
     network: ray.ObjectRef
@@ -62,16 +65,18 @@ class RolloutWorker(EnvRunner):
     """
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        if kwargs.get("worker_index"):  # a process of its own: only its errors are news
+            logging.getLogger("ray").setLevel(logging.ERROR)
         super().__init__(config=config, **kwargs)
         self.worker_index: int = self.worker_index or 0
         self.trial: TrialConfig = self.config.trial
         if self.worker_index > 0:
             torch.set_num_threads(self.trial.rollouts.threads_per_runner)
-        self.images: ImageSet = ray.get(self.config.images_ref)
+        self.images: ImageSet | None = None
         self.device = self.config.trial_device if self.worker_index == 0 else "cpu"
         backbone = _without_weights(self.trial.backbone)
         self.network = build_network(
-            backbone, self.images.num_classes, self.images.input_shape, self.trial.seed
+            backbone, self.config.num_classes, self.config.input_shape, self.trial.seed
         ).to(self.device)
         self.network.eval()
         self.setup = TrialSetup.of(self.trial, self.network.channels)
@@ -87,16 +92,15 @@ class RolloutWorker(EnvRunner):
         """
         if request is None:
             raise ValueError("RolloutWorker.sample needs request=SampleRequest(...).")
-        self._refresh(request)
+        images = self._refresh(request)
         seeds = np.random.SeedSequence(
             [self.trial.seed, 1000, request.update, self.worker_index]
         ).spawn(3)
         rng = np.random.default_rng(seeds[0])
         group = self.trial.agents.samples_per_image
-        chosen = rng.choice(len(self.images.train), request.episodes // group)
-        arrays = self.images.train.take(chosen)
-        pixels = augment(arrays.images, self.images.augmentation, rng)
-        images = normalize(pixels, self.images.mean, self.images.std, self.device)
+        arrays = images.train.take(rng.choice(len(images.train), request.episodes // group))
+        pixels = augment(arrays.images, images.augmentation, rng)
+        inputs = normalize(pixels, images.mean, images.std, self.device)
         labels = torch.from_numpy(arrays.labels).to(self.device)
         budgets = self.setup.sample_episodes(self.setup.book, len(arrays), rng)
         repeat = torch.arange(len(arrays)).repeat_interleave(group)
@@ -112,7 +116,7 @@ class RolloutWorker(EnvRunner):
             self.setup.rules,
             policies[0],
             policies[1],
-            images.repeat_interleave(group, 0),
+            inputs.repeat_interleave(group, 0),
             labels.repeat_interleave(group),
             budgets.select(repeat),
             self._scales(request, group),
@@ -131,7 +135,10 @@ class RolloutWorker(EnvRunner):
             group=group,
         )
 
-    def _refresh(self, request: SampleRequest) -> None:
+    def _refresh(self, request: SampleRequest) -> ImageSet:
+        """Takes over what the request refers to, where it is new; returns the images."""
+        if self.images is None:
+            self.images = ray.get(request.images)
         if request.modules_version != self._modules_version:
             self.module.set_state(ray.get(request.modules))
             self._modules_version = request.modules_version
@@ -139,6 +146,7 @@ class RolloutWorker(EnvRunner):
             state = ray.get(request.network)
             self.network.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
             self._network_version = request.network_version
+        return self.images
 
     # ------------------------------------------------ what RLlib expects of an EnvRunner
 
@@ -147,7 +155,7 @@ class RolloutWorker(EnvRunner):
         if self.network is None or self.module is None:
             raise RuntimeError(f"rollout worker {self.worker_index} is not complete")
 
-    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
+    def get_spaces(self) -> dict[str, tuple[gym.Space[Any], gym.Space[Any]]]:
         """Observation and action space of both agents."""
         return spaces(self.setup.graph)
 

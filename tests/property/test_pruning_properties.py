@@ -5,13 +5,12 @@ Networks are sequential or residual (with depthwise followers), their weights ar
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -33,8 +32,11 @@ from tests.physical import Residual, Sequential, SmallNetwork, gated, randomise
 
 checked = settings(deadline=None, max_examples=60)
 walked = settings(deadline=None, max_examples=30)
+# For tests that are known to fail: the first example found is enough.
+failing = settings(deadline=None, max_examples=30, phases=(Phase.explicit, Phase.generate))
 
 RULES = ("permanent", "paper")
+parts = st.one_of(st.just(0.0), st.floats(0.0, 1.0), st.just(1.0))
 seeds = st.integers(0, 2**31 - 1)
 rules = st.sampled_from(RULES)
 rates = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.floats(0.0, 1.0))
@@ -154,9 +156,8 @@ def _traced(kind: type, listed: tuple[int, ...]) -> GatedNetwork:
 
 
 def network_of(shape: tuple[type, tuple[int, ...]], seed: int) -> GatedNetwork:
-    """A gated network of its own (tracing is remembered), with arbitrary weights."""
-    network = copy.deepcopy(_traced(*shape))
-    network.layers = [network.body.get_submodule(la.name) for la in network.channels.layers]
+    """A network with arbitrary weights; tracing is remembered, every number is drawn anew."""
+    network = _traced(*shape)
     randomise(network, seed)
     return network
 
@@ -210,7 +211,7 @@ class World:
         images = self.images(len(budgets.rate)) if images is None else images
         return gate, self.network(images, gate)
 
-    def reachable(self, rate: float, part: float) -> Point:
+    def reachable(self, rate: float, storage_part: float, compute_part: float) -> Point:
         """Budgets between the least that alpha reaches (part 0) and everything (part 1).
 
         What ``paper`` stores can only be lowered at R_r = 0.
@@ -231,8 +232,8 @@ class World:
         everything = storage.total(self.full).item()
         return Point(
             tradeoff_rate=rate,
-            storage_bytes=small + part * (everything - small),
-            compute_max=low + part * (high - low),
+            storage_bytes=small + storage_part * (everything - small),
+            compute_max=low + compute_part * (high - low),
             compute_mean=None,
         )
 
@@ -275,7 +276,7 @@ def test_costs_grow_with_every_kept_channel(shape: tuple, seed: int) -> None:
     costs = CostModel(graph, agent=runtime_agent_size(2))
     generator = torch.Generator().manual_seed(seed)
     part = torch.rand(8, len(graph.layers), generator=generator)
-    computed = (part * costs.channels).long()  # 0 .. C - 1
+    computed = (part * costs.channels).long().clamp(min=1)
     stored = torch.maximum(computed, (part.flip(0) * costs.channels).long())
     runs = torch.tensor([True, False] * 4)
     for layer in range(len(graph.layers)):
@@ -293,20 +294,20 @@ def test_costs_grow_with_every_kept_channel(shape: tuple, seed: int) -> None:
 # --- projected budgets ----------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=150)
 @given(
     widths,
     seeds,
     rules,
-    st.lists(st.tuples(rates, st.one_of(st.just(0.0), st.floats(0.0, 1.0))), min_size=4, max_size=4),
+    st.lists(st.tuples(rates, parts, parts), min_size=4, max_size=4),
     st.sampled_from(["random", "greedy", "agents"]),
 )
 def test_projected_budgets_are_never_exceeded(
-    shape: tuple, seed: int, rule: str, drawn: list[tuple[float, float]], policy: str
+    shape: tuple, seed: int, rule: str, drawn: list[tuple[float, float, float]], policy: str
 ) -> None:
     """Four images, each with its own R_r and its own reachable budgets."""
     world = World(shape, seed, rule)
-    points = [world.reachable(rate, part) for rate, part in drawn]
+    points = [world.reachable(*numbers) for numbers in drawn]
     if rule == "permanent":
         world.book.check_reachable(points)
     if policy == "agents":
@@ -340,12 +341,12 @@ def test_without_budgets_policies_are_not_held_back(
 
 
 @walked
-@given(widths, seeds, rules, st.floats(0.0, 1.0))
+@given(widths, seeds, rules, parts, parts)
 def test_static_only_networks_treat_all_inputs_alike(
-    shape: tuple, seed: int, rule: str, part: float
+    shape: tuple, seed: int, rule: str, storage_part: float, compute_part: float
 ) -> None:
     world = World(shape, seed, rule)
-    budgets = world.book.episodes([world.reachable(0.0, part)] * 3)
+    budgets = world.book.episodes([world.reachable(0.0, storage_part, compute_part)] * 3)
     agents = AgentConfig(hidden=2)
     static = AgentPolicy(StaticAgent(agents))
     gate, _ = world.play(budgets, world.random_policy(0.0), static)
@@ -375,18 +376,16 @@ def one_static_plan(draw: st.DrawFn) -> tuple[World, list[Point]]:
     """A network under budgets that are the same for its inputs; runtime ratios differ."""
     world = World(draw(widths), draw(seeds))
     rate = draw(st.one_of(st.just(0.0), st.just(0.5), mixed_rates))
-    return world, [world.reachable(rate, draw(st.floats(0.0, 1.0)))] * 5
+    return world, [world.reachable(rate, draw(parts), draw(parts))] * 5
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(one_static_plan())
 def test_the_physically_smaller_network_equals_the_masked_one(drawn: tuple) -> None:
     world, points = drawn
     images = world.images(len(points))
     static = AgentPolicy(StaticAgent(AgentConfig(hidden=2)))
-    gate, logits = world.play(
-        world.book.episodes(points), world.random_policy(0.0), static, images
-    )
+    gate, logits = world.play(world.book.episodes(points), world.random_policy(0.0), static, images)
     gone = deleted(world, gate)
     for layer, mask in enumerate(gone):
         assert not gate.keep[layer][:, mask].any()
@@ -439,7 +438,7 @@ class Answers(KeepRatioPolicy):
 
 
 @pytest.mark.xfail(reason="M_r is taken over all channels, u_r of deleted ones included")
-@walked
+@failing
 @given(one_static_plan(), seeds)
 def test_deleted_channels_have_no_say_in_the_masks(drawn: tuple, seed: int) -> None:
     """The runtime ratios given: which channels are kept must follow from what is stored."""
@@ -457,7 +456,7 @@ def test_deleted_channels_have_no_say_in_the_masks(drawn: tuple, seed: int) -> N
 
 
 @pytest.mark.xfail(reason="the runtime agent observes u_r of deleted channels")
-@walked
+@failing
 @given(one_static_plan())
 def test_deleted_channels_have_no_say_in_the_ratios(drawn: tuple) -> None:
     """What the runtime agent observes of a layer must follow from what is stored."""
@@ -468,10 +467,11 @@ def test_deleted_channels_have_no_say_in_the_ratios(drawn: tuple) -> None:
     static = AgentPolicy(StaticAgent(config))
 
     def observed() -> tuple[PruningGate, Tensor]:
+        """Every layer's observation, under an untrained agent that explores."""
         runtime = AgentPolicy(RuntimeAgent(world.graph, config), torch.Generator().manual_seed(0))
         gate, _ = world.play(budgets, runtime, static, images)
-        steps = runtime._steps
-        return gate, steps[0][0] if steps else torch.zeros(1)
+        asked = points[0].tradeoff_rate > 0
+        return gate, runtime.trajectory().observations if asked else torch.zeros(1)
 
     gate, before = observed()
     overwrite(world, deleted(world, gate))

@@ -124,13 +124,6 @@ def test_residual_stream_stays_whole_and_depthwise_follows() -> None:
     assert macs(gated, row(1, 2, 1), row(2, 3, 1)) == 144 + 32 + 288 + 32 + 6 + 7
 
 
-@pytest.mark.xfail(reason="an index is counted although nothing is removed from the stream")
-def test_dense_residual_network_needs_no_indices() -> None:
-    """Filters 27 + 12 + 36 + 12, a shift for each of 3 + 4 + 4 + 3 channels, linear 8."""
-    graph = trace_backbone(InvertedResidual(), InvertedResidual.shape).channels
-    assert CostModel(graph, predictors=False).dense_bytes() == 4 * 109
-
-
 # --- the bilinear form ----------------------------------------------------------------------
 
 

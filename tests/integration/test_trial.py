@@ -1,0 +1,257 @@
+"""Whole trials, in this process, against real Ray workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from rlprune.config import TrialConfig
+from rlprune.errors import CheckpointError, TrainingDivergedError
+from rlprune.results import ResultRow
+from rlprune.training.algorithm import PruningAlgorithm, PruningConfig
+from rlprune.training.progress import Interrupted, Reporter
+from rlprune.training.rows import result_row
+
+pytestmark = pytest.mark.usefixtures("ray_instance")
+Tiny = Callable[..., TrialConfig]
+TIMES = ("seconds_pretrain", "seconds_importance", "seconds_agents", "seconds_finetune")
+UNEQUAL = {*TIMES, "seconds_evaluate", "created_at", "checkpoint_uri"}
+
+
+def build(config: TrialConfig) -> PruningAlgorithm:
+    algorithm: PruningAlgorithm = PruningConfig.of(config).build_algo()
+    return algorithm
+
+
+def rows_of(algorithm: PruningAlgorithm) -> list[ResultRow]:
+    rows = []
+    while not algorithm.program.finished:
+        algorithm.train()
+        rows += [result_row(algorithm.program, m, "test", None) for m in algorithm.measurements]
+    return rows
+
+
+def comparable(rows: list[ResultRow]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in vars(row).items() if k not in UNEQUAL} for row in rows]
+
+
+def run(config: TrialConfig) -> tuple[list[ResultRow], PruningAlgorithm]:
+    algorithm = build(config)
+    try:
+        return rows_of(algorithm), algorithm
+    finally:
+        algorithm.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> tuple[list[ResultRow], PruningAlgorithm]:
+    from conftest import tiny_config
+
+    return run(tiny_config())
+
+
+def test_all_methods_at_all_rates_within_their_budgets(
+    undisturbed: tuple[list[ResultRow], PruningAlgorithm],
+) -> None:
+    rows, algorithm = undisturbed
+    points = [(row.method, row.tradeoff_rate) for row in rows]
+    rates = (1.0, 0.5, 0.0)
+    assert points == [
+        *[("learned", rate) for rate in rates],
+        ("dense", None),
+        *[("uniform", rate) for rate in rates],
+        ("static_l1", None),
+        *[("random", rate) for rate in rates],
+    ]
+    for row in rows:
+        if row.method == "dense":
+            assert row.macs_mean_ratio == 1.0 and row.storage_ratio == 1.0
+            continue
+        assert row.budgets_met
+        assert row.compute_max_budget_macs is not None and row.storage_budget_bytes is not None
+        assert row.macs_max <= row.compute_max_budget_macs
+        assert row.storage_bytes <= row.storage_budget_bytes
+    learned = rows[:3]
+    assert learned[0].storage_bytes > learned[1].storage_bytes > learned[2].storage_bytes
+    assert learned[2].keep_ratio_std == (0.0,) * 8  # R_r = 0: the same for every image
+    assert learned[0].rl_updates == 6 and learned[0].rollouts == 6 * 32
+    assert len(algorithm.program.history) == 6
+
+
+def test_fine_tuning_is_equal_for_all_pruning_methods(
+    undisturbed: tuple[list[ResultRow], PruningAlgorithm],
+) -> None:
+    rows, _ = undisturbed
+    by_method = {row.method: row for row in rows}
+    images = {by_method[name].training_images for name in by_method}
+    assert len(images) == 1  # plain methods train the importance phases' images as well
+    assert by_method["uniform"].finetune_images == by_method["learned"].finetune_images
+    assert by_method["random"].finetune_images == by_method["learned"].finetune_images
+
+
+def test_same_seed_same_rows_other_seed_other_rows(
+    tiny: Tiny, undisturbed: tuple[list[ResultRow], PruningAlgorithm]
+) -> None:
+    again, _ = run(tiny())
+    assert comparable(again) == comparable(undisturbed[0])
+    other, _ = run(tiny(seed=1, evaluation__baselines=()))
+    assert [row.test_loss for row in other] != [row.test_loss for row in again[:3]]
+
+
+class _InterruptEvery(Reporter):
+    """Stops the trial after every ``period``-th step of anything."""
+
+    def __init__(self, period: int) -> None:
+        self.period, self.count = period, 0
+
+    def advance(self, name: str, done: int, total: int, values: dict[str, float]) -> None:
+        self.count += 1
+        if self.count % self.period == 0:
+            raise Interrupted
+
+
+def test_stop_and_resume_equals_never_having_stopped(
+    tiny: Tiny, undisturbed: tuple[list[ResultRow], PruningAlgorithm], tmp_path: Any
+) -> None:
+    """Interrupted between steps, saved, and restored into a new algorithm each time."""
+    rows: list[ResultRow] = []
+    restarts = 0
+    folder: Any = None
+    while True:
+        algorithm = build(tiny())
+        try:
+            if folder is not None:
+                algorithm.load_checkpoint(str(folder))
+            algorithm.program.reporter = _InterruptEvery(17)
+            while not (algorithm.program.finished or algorithm.interrupted):
+                algorithm.train()
+                rows += [
+                    result_row(algorithm.program, m, "test", None) for m in algorithm.measurements
+                ]
+            folder = tmp_path / f"stop{restarts}"
+            folder.mkdir()
+            algorithm.save_checkpoint(str(folder))
+            if algorithm.program.finished:
+                break
+            restarts += 1
+        finally:
+            algorithm.stop()
+    assert restarts >= 4
+    assert comparable(rows) == comparable(undisturbed[0])
+
+
+def test_remote_workers_and_a_killed_one(tiny: Tiny) -> None:
+    """Two remote workers; one dies by SIGKILL; the rows are those of an undisturbed run."""
+    config = tiny(rollouts__num_env_runners=2, evaluation__baselines=())
+    calm, _ = run(config)
+    algorithm = build(config)
+
+    class Killer(Reporter):
+        killed: int | None = None
+
+        def advance(self, name: str, done: int, total: int, values: dict[str, float]) -> None:
+            if name == "agents" and done == 2 and self.killed is None:
+                pids = algorithm.env_runner_group.foreach_env_runner(
+                    lambda worker: os.getpid(), local_env_runner=False
+                )
+                assert os.getpid() not in pids and len(set(pids)) == 2
+                self.killed = pids[0]
+                os.kill(pids[0], signal.SIGKILL)
+
+    killer = Killer()
+    algorithm.program.reporter = killer
+    try:
+        rows = rows_of(algorithm)
+        pids = algorithm.env_runner_group.foreach_env_runner(
+            lambda worker: os.getpid(), local_env_runner=False
+        )
+    finally:
+        algorithm.stop()
+    assert killer.killed is not None and killer.killed not in pids
+    assert len(set(pids)) == 2  # it was replaced
+    assert comparable(rows) == comparable(calm)
+
+
+def test_workers_read_the_images_without_copying(tiny: Tiny) -> None:
+    algorithm = build(tiny(rollouts__num_env_runners=1, evaluation__baselines=()))
+    try:
+        owns = algorithm.env_runner_group.foreach_env_runner(
+            lambda worker: (
+                worker.images.train.images.flags.owndata,
+                worker.images.train.images.flags.writeable,
+            ),
+            local_env_runner=False,
+        )
+    finally:
+        algorithm.stop()
+    assert owns == [(False, False)]  # a read-only view into Ray's object store
+
+
+def test_a_nan_loss_stops_the_phase_and_says_where(tiny: Tiny) -> None:
+    algorithm = build(tiny(training__pretrain_learning_rate=1e30))
+    try:
+        with pytest.raises(TrainingDivergedError, match=r"step \d+ of .* learning rate"):
+            rows_of(algorithm)
+    finally:
+        algorithm.stop()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tiny: Tiny, tmp_path: Any) -> None:
+    algorithm = build(tiny())
+    try:
+        algorithm.save_checkpoint(str(tmp_path))
+    finally:
+        algorithm.stop()
+    other = build(tiny(seed=3))
+    try:
+        with pytest.raises(CheckpointError, match=r"seed \(0 there, 3 here\)"):
+            other.load_checkpoint(str(tmp_path))
+    finally:
+        other.stop()
+
+
+def test_checkpoints_hold_no_pickled_code(tiny: Tiny, tmp_path: Any) -> None:
+    algorithm = build(tiny())
+    try:
+        algorithm.train()
+        algorithm.save_checkpoint(str(tmp_path))
+    finally:
+        algorithm.stop()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["program"]["position"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "state.pt"]
+
+
+def test_mean_budget_is_met_within_a_percent_on_validation(tiny: Tiny) -> None:
+    config = tiny(
+        budgets__compute_max=None,
+        budgets__compute_mean=0.5,
+        budgets__storage_max=None,
+        evaluation__tradeoff_rates=[1.0],
+        evaluation__baselines=(),
+    )
+    algorithm = build(config)
+    try:
+        while not algorithm.program.finished:
+            algorithm.train()
+        measured = algorithm.measurements[0]
+    finally:
+        algorithm.stop()
+    target = measured.point.compute_mean
+    assert target is not None
+    assert 0.99 * target <= float(measured.validation.macs.mean()) <= 1.01 * target
+    assert measured.budgets_met
+
+
+def test_no_actor_is_left_behind() -> None:
+    """Runs last: stopped algorithms leave no rollout worker in Ray."""
+    from ray.util.state import list_actors
+
+    assert ray.is_initialized()
+    assert not [actor for actor in list_actors() if actor.state == "ALIVE"]
