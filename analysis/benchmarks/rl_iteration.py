@@ -58,6 +58,7 @@ from rlprune.mdp import environment
 from rlprune.pruning import BilinearCost, CostModel, GatedNetwork, gated
 from rlprune.training import worker
 from rlprune.training.algorithm import PruningAlgorithm, PruningConfig
+from rlprune.training.cluster import private_ray
 from rlprune.training.learner import StackedChunks
 from rlprune.training.setup import TrialSetup
 
@@ -66,7 +67,7 @@ ROLLOUTS = 128
 WARM_UPS = 3
 LARGEST_COST = 1.5
 LEAST_SPEEDUP = 1.7
-OBJECT_STORE_BYTES = 400 * 2**20
+STORE_BYTES = 128 * 2**20
 
 CONVOLUTIONS = "CNN: convolutions"
 GATING = "CNN: gating (pool, importance, scale, mask)"
@@ -423,30 +424,20 @@ def main() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     numbers = surroundings()
     print(", ".join(f"{name} {value}" for name, value in numbers.items()))
-    ray.init(
-        address="local",
-        num_cpus=4,  # slots for actors that take turns, not cores
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-    )
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            data = arguments.data or Path(scratch)
-            if arguments.data is None:
-                write_digits(data)
-            if not arguments.workers_only:
-                iteration = measure_iteration(data, arguments.repeats)
-                show_iteration(iteration)
-                numbers["iteration"] = asdict(iteration)
-            if not arguments.iteration_only:
-                workers = measure_workers(data, arguments.repeats)
-                show_workers(workers)
-                numbers["workers"] = asdict(workers)
-    finally:
-        ray.shutdown()
+    os.environ.pop("RAY_ADDRESS", None)  # this machine is what is measured, no cluster
+    slots = 4  # for actors that take turns; not cores
+    with private_ray(slots, STORE_BYTES), tempfile.TemporaryDirectory() as scratch:
+        data = arguments.data or Path(scratch)
+        if arguments.data is None:
+            write_digits(data)
+        if not arguments.workers_only:
+            iteration = measure_iteration(data, arguments.repeats)
+            show_iteration(iteration)
+            numbers["iteration"] = asdict(iteration)
+        if not arguments.iteration_only:
+            workers = measure_workers(data, arguments.repeats)
+            show_workers(workers)
+            numbers["workers"] = asdict(workers)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 

