@@ -41,7 +41,7 @@ import ray
 import torch
 from PIL import Image
 from ray.rllib.core.learner.learner_group import LearnerGroup
-from torch import Tensor, nn
+from torch import nn
 
 from rlprune.agents.networks import AgentPolicy
 from rlprune.backbones import build_backbone
@@ -164,14 +164,16 @@ class IterationResult:
     """One RL iteration against a dense forward pass of the same number of images.
 
     Attributes:
-        dense_ms, iteration_ms: medians, milliseconds.
-        cost: the ratio of these medians.
+        dense_ms, dense_channels_last_ms, iteration_ms: medians, milliseconds; the dense
+            pass in torch's default memory format and in the one that rollouts use.
+        cost: iteration_ms / the smaller of the dense medians.
         paired_costs: the quartiles of the ratios of neighbouring runs (how noisy it was).
         parts_ms: mean milliseconds of an iteration by part (of separate, timed runs).
         outside_cnn: share of the iteration spent outside the CNN, 0-1.
     """
 
     dense_ms: float
+    dense_channels_last_ms: float
     iteration_ms: float
     cost: float
     paired_costs: tuple[float, ...]
@@ -270,36 +272,43 @@ def quartiles(values: list[float]) -> tuple[float, ...]:
     return tuple(float(x) for x in np.quantile(values, [0.25, 0.5, 0.75]))
 
 
-def rollout_images(algorithm: PruningAlgorithm) -> Tensor:
-    """Normalised images as one update walks them: every image samples_per_image times."""
-    images, group = algorithm.program.images, algorithm.config.trial.agents.samples_per_image
+def _dense_pass(algorithm: PruningAlgorithm, memory_format: Any) -> Callable[[], None]:
+    """The plain backbone on as many images as one update walks, each as often as there."""
+    trial, images = algorithm.config.trial, algorithm.program.images
+    group = trial.agents.samples_per_image
     pixels = images.train.images[: ROLLOUTS // group]
-    return normalize(pixels, images.mean, images.std).repeat_interleave(group, 0)
+    batch = normalize(pixels, images.mean, images.std).repeat_interleave(group, 0)
+    batch = batch.to(memory_format=memory_format)
+    dense = build_backbone(trial.backbone, images.num_classes, images.input_shape)
+    dense.eval().to(memory_format=memory_format)
+
+    def forward() -> None:
+        with torch.no_grad():
+            dense(batch)
+
+    return forward
 
 
 def measure_iteration(data: Path, repeats: int) -> IterationResult:
     """Measurements 1 and 2."""
     algorithm = build(data, runners=0)
     try:
-        images = rollout_images(algorithm)
-        trial, image_set = algorithm.config.trial, algorithm.program.images
-        dense = build_backbone(trial.backbone, image_set.num_classes, image_set.input_shape)
-        dense.eval()
-
-        def forward() -> None:
-            with torch.no_grad():
-                dense(images)
-
-        plain, whole = in_turn(repeats, forward, functools.partial(iterate, algorithm))
+        passes = [
+            _dense_pass(algorithm, memory_format)
+            for memory_format in (torch.contiguous_format, torch.channels_last)
+        ]
+        *dense, whole = in_turn(repeats, *passes, functools.partial(iterate, algorithm))
         parts = _parts(algorithm, max(3, repeats // 2))
     finally:
         algorithm.stop()
     inside = sum(parts[part] for part in INSIDE_CNN)
+    faster = min(dense, key=statistics.median)
     return IterationResult(
-        dense_ms=1e3 * statistics.median(plain),
+        dense_ms=1e3 * statistics.median(dense[0]),
+        dense_channels_last_ms=1e3 * statistics.median(dense[1]),
         iteration_ms=1e3 * statistics.median(whole),
-        cost=statistics.median(whole) / statistics.median(plain),
-        paired_costs=quartiles([w / p for w, p in zip(whole, plain, strict=True)]),
+        cost=statistics.median(whole) / statistics.median(faster),
+        paired_costs=quartiles([w / p for w, p in zip(whole, faster, strict=True)]),
         parts_ms=parts,
         outside_cnn=1.0 - inside / sum(parts.values()),
     )
@@ -347,10 +356,11 @@ def show_iteration(result: IterationResult) -> None:
     """Prints measurements 1 and 2."""
     low, _, high = result.paired_costs
     print(f"\nOne RL iteration, {ROLLOUTS} rollouts, one process, one PPO epoch")
-    print(f"  dense forward pass   {result.dense_ms:8.1f} ms")
-    print(f"  RL iteration         {result.iteration_ms:8.1f} ms")
+    print(f"  dense forward pass                {result.dense_ms:8.1f} ms")
+    print(f"  dense forward pass, channels_last {result.dense_channels_last_ms:8.1f} ms")
+    print(f"  RL iteration                      {result.iteration_ms:8.1f} ms")
     print(
-        f"  cost                 {result.cost:8.2f} x (pairs: {low:.2f}-{high:.2f}); "
+        f"  cost against the faster           {result.cost:8.2f} x (pairs: {low:.2f}-{high:.2f}); "
         f"target <= {LARGEST_COST}: {_verdict(result.cost <= LARGEST_COST)}"
     )
     total = sum(result.parts_ms.values())

@@ -121,7 +121,10 @@ def show_results(rows: pd.DataFrame, out: Path) -> None:
     )
     console.print(f"Pictures:    {', '.join(map(str, pictures))}", soft_wrap=True)
     console.print(f"Rows:        pandas.read_parquet({str(folder.results)!r})", soft_wrap=True)
-    console.print(f"TensorBoard: tensorboard --logdir {out / 'tensorboard'}", soft_wrap=True)
+    console.print(
+        f"TensorBoard: pip install tensorboard; tensorboard --logdir {out / 'tensorboard'}",
+        soft_wrap=True,
+    )
 
 
 def list_presets() -> None:

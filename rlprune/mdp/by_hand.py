@@ -55,7 +55,8 @@ def gated_network(
 
 
 def _ratios(name: str, value: float | Sequence[float], layers: int) -> torch.Tensor:
-    given = [value] * layers if isinstance(value, (int, float)) else list(value)
+    numbers = torch.as_tensor(value, dtype=torch.float64).flatten()
+    given = numbers.expand(layers).tolist() if len(numbers) == 1 else numbers.tolist()
     if len(given) != layers or not all(0.0 < ratio <= 1.0 for ratio in given):
         rule = f"must be one number in (0, 1], or {layers} of them, one per layer"
         raise ConfigError([Problem(name, rule, value, "Give for example 0.5.")])

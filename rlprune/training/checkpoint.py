@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from rlprune.config import TrialConfig, config_from_dict, config_hash, config_to_dict
-from rlprune.errors import CheckpointError
+from rlprune.errors import CheckpointError, ConfigError
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"
@@ -84,8 +84,11 @@ def read_checkpoint_config(folder: str | Path) -> TrialConfig:
     """
     file = Path(folder) / CONFIG_FILE
     try:
-        return config_from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("no mapping")
+        return config_from_dict(values)
+    except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{file}: no checkpoint's configuration ({error}).") from None
 
 
@@ -105,19 +108,19 @@ def read_checkpoint(folder: str | Path, config: TrialConfig) -> dict[str, Any]:
         )
     file = Path(folder) / STATE_FILE
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{file}: not a readable checkpoint ({first}). Delete the folder to resume from "
             "the one before it."
         ) from None
-    if state.pop("format_version", None) != FORMAT_VERSION:
+    if not isinstance(state, dict) or state.pop("format_version", None) != FORMAT_VERSION:
         raise CheckpointError(
             f"{file}: written by another version of rlprune (format "
             f"{FORMAT_VERSION} is read here). Use the version named in the run's results."
         )
-    return state
+    return dict(state)
 
 
 def _differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:

@@ -116,7 +116,7 @@ def normalised_advantages(advantages: Tensor, matters: Tensor) -> Tensor:
     if not bool(matters.any()):
         return torch.zeros_like(advantages)
     chosen = advantages[matters]
-    scaled = (advantages - chosen.mean()) / chosen.std().clamp(min=1e-4)
+    scaled = (advantages - chosen.mean()) / chosen.std(unbiased=chosen.numel() > 1).clamp(min=1e-4)
     return scaled * matters.unsqueeze(1)
 
 

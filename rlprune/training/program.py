@@ -274,10 +274,10 @@ class TrialProgram:
     def _finetune_gates(self, method: Method, unit: Unit | None) -> GateFactory:
         """Gates that follow a method, at budgets and R_r drawn for each batch.
 
-        The learned policy explores but for the last round: the next round's agents then
-        find a network that still works around their present choice.
+        The learned policy explores in the first half of the rounds: the agents of the next
+        round then find a network that still works around their present choice.
         """
-        explores = unit is not None and unit.index + 1 < unit.count
+        explores = unit is not None and 2 * (unit.index + 1) <= unit.count
         self.network.set_predictors(method.predictors)
 
         def make(count: int, rng: np.random.Generator) -> Gate:

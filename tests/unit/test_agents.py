@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ class World:
         self.network: GatedNetwork = gated(backbone or Residual([4, 6, 5]), seed=seed)
         self.graph = self.network.channels
         self.costs = CostModel(self.graph, agent=runtime_agent_size(CONFIG.hidden))
-        self.book = BudgetBook(self.costs, BudgetConfig(), alpha=0.1)
+        self.book = BudgetBook(self.costs, BudgetConfig(), PruningConfig(alpha=0.1))
         self.rules = PruningRules(self.costs, PruningConfig(), action=action)
         torch.manual_seed(seed)
         self.runtime, self.static = RuntimeAgent(self.graph, CONFIG), StaticAgent(CONFIG)
@@ -221,11 +222,31 @@ def test_layout_of_the_runtime_observation() -> None:
     width = runtime_width(world.graph)
     assert width == 5 + 11  # the widest layer reads 6 and gives 5 channels
     pooled, importance = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-    row = runtime_observation(leading, pooled, importance, width)[0].tolist()
+    stored = torch.ones(1, 4, dtype=torch.bool)
+    row = runtime_observation(leading, pooled, importance, width, stored)[0].tolist()
     assert row[:5] == pytest.approx(leading[0].tolist())
     # standardised: (1, 3) has mean 2 and deviation 1; (0, 0, 4, 4) mean 2 and deviation 2
     assert row[5:11] == pytest.approx([-1, 1, -1, -1, 1, 1], abs=1e-4)
     assert row[11:] == [0.0] * 5
+
+
+def test_what_is_absent_is_not_observed() -> None:
+    """Channels that were not computed (exactly zero), and u_r of deleted channels."""
+    leading = torch.zeros(2, CONTEXT_WIDTH)
+    pooled = torch.tensor([[0.0, 1.0, 3.0], [5.0, 0.0, 0.0]])
+    importance = torch.tensor([[-2.0, 9.0, 2.0, 0.0], [4.0, 4.0, 8.0, 4.0]])
+    stored = torch.tensor([[True, False, True, True], [True, True, True, False]])
+    rows = runtime_observation(leading, pooled, importance, 13, stored).tolist()
+    # (1, 3): mean 2, deviation 1; (-2, 2, 0): mean 0, deviation sqrt(8 / 3) = 1.632993
+    assert rows[0][5:8] == pytest.approx([0, -1, 1], abs=1e-4)
+    assert rows[0][8:12] == pytest.approx([-1.224745, 0, 1.224745, 0], abs=1e-4)
+    # a single one has no deviation; (4, 4, 8): mean 16 / 3, deviation sqrt(32 / 9) = 1.885618
+    assert rows[1][5:8] == [0.0] * 3
+    assert rows[1][8:12] == pytest.approx([-0.707107, -0.707107, 1.414214, 0], abs=1e-4)
+    assert rows[0][12] == rows[1][12] == 0.0
+    # whatever stands in the place of a deleted channel
+    importance[0, 1], importance[1, 3] = -70.0, 1e6
+    assert runtime_observation(leading, pooled, importance, 13, stored).tolist() == rows
 
 
 def test_static_features_are_the_shape_of_the_layer() -> None:
@@ -239,14 +260,18 @@ def test_static_features_are_the_shape_of_the_layer() -> None:
     )
 
 
-@pytest.mark.xfail(reason="one episode without a cap makes 'room' and the ratio NaN")
 def test_episodes_with_and_without_a_cap_in_one_batch() -> None:
     world = World()
     point = world.book.point(1.0, 0.6)
     budgets = world.book.episodes([point, dataclasses.replace(point, compute_max=None)])
     player = AgentPolicy(world.runtime, noise(0))
-    world.play(budgets, player, AgentPolicy(world.static))
-    assert torch.isfinite(player.trajectory().observations).all()
+    gate = world.play(budgets, player, AgentPolicy(world.static))
+    observations = player.trajectory().observations
+    assert torch.isfinite(observations).all()
+    assert gate.macs()[0] <= point.compute_max
+    assert (observations[1, :, 4] == 1.0).all()  # no cap: all the room
+    unlimited = (gate.ratios[1] * world.costs.channels - 1e-4).ceil().long()
+    assert gate.computed[1].tolist() == unlimited.tolist()  # R_r = 1 and nothing to keep within
 
 
 # --- what ships -----------------------------------------------------------------------------
@@ -322,11 +347,24 @@ def test_a_rollout_pays_loss_and_costs() -> None:
         assert shape == (4, len(world.graph.layers))
 
 
-@pytest.mark.xfail(reason="the runtime agent is never asked, and has no trajectory to return")
 def test_a_rollout_at_rate_zero_alone() -> None:
     world = World()
     rollout = rolled_out(world, world.budgets(0.0, 0.0))
     assert torch.isfinite(rollout.static_signal).all()
+    shape = (2, len(world.graph.layers))
+    assert rollout.runtime.actions.shape == rollout.static.actions.shape == shape
+    assert torch.isfinite(rollout.runtime.log_probabilities).all()
+    assert torch.equal(rollout.computed_ratio, rollout.stored_ratio)
+
+
+def test_a_rollout_tells_rates_and_mean_targets() -> None:
+    """At R_r = 0 the static plan keeps the mean budget: no price is put on it."""
+    world = World()
+    points = [dataclasses.replace(world.book.point(r, 0.6), compute_mean=900.0) for r in (1.0, 0.0)]
+    rollout = rolled_out(world, world.book.episodes([points[0], points[0], points[1], points[1]]))
+    assert rollout.rate.tolist() == [1.0, 1.0, 0.0, 0.0]
+    target = 900.0 / world.book.dense_macs
+    assert rollout.mean_target.tolist() == pytest.approx([target, target, math.inf, math.inf])
 
 
 def test_random_ratios_cover_their_range() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from rlprune.agents.networks import runtime_agent_size
 from rlprune.backbones import trace_backbone
-from rlprune.config import BudgetConfig
+from rlprune.config import BudgetConfig, PruningConfig
 from rlprune.errors import BudgetError
 from rlprune.pruning import BudgetBook, CostModel, Point
 from tests.physical import ThreeLayers
@@ -22,11 +22,12 @@ DENSE_MACS, DENSE_BYTES = 4821, 1404
 HALF_MACS = 2011
 
 
-def book(alpha: float = 0.1, **budgets: object) -> BudgetBook:
+def book(alpha: float = 0.1, tradeoff: str = "permanent", **budgets: object) -> BudgetBook:
     graph = trace_backbone(ThreeLayers(), ThreeLayers.shape).channels
     none = {"storage_max": None, "compute_max": None, "compute_mean": None}
     costs = CostModel(graph, agent=runtime_agent_size(2))
-    return BudgetBook(costs, BudgetConfig(**{**none, **budgets}), alpha)
+    config = BudgetConfig(**{**none, **budgets})
+    return BudgetBook(costs, config, PruningConfig(alpha=alpha, tradeoff=tradeoff))
 
 
 # --- what a number s, a percentage and an amount mean ----------------------------------------
@@ -58,6 +59,33 @@ def test_a_number_s_is_the_cost_of_the_complete_network_at_that_ratio() -> None:
 )
 def test_storage_at_s_depends_on_the_share_that_is_static(rate: float, numbers: int) -> None:
     assert book(storage_max=0.5).point(rate).storage_bytes == 4 * numbers
+
+
+def test_the_paper_rule_deletes_nothing_where_inputs_decide() -> None:
+    """Some input may keep any channel: for R_r > 0 storage is 563 numbers, whatever s is."""
+    budgets = book(tradeoff="paper", storage_max=0.5)
+    rates = torch.tensor([0.0, 0.01, 0.5, 1.0], dtype=torch.float64)
+    stored = budgets.stored_at(torch.full((4,), 0.5, dtype=torch.float64), rates)
+    assert stored.tolist() == [[2, 3, 3]] + [[4, 6, 5]] * 3
+    assert [budgets.point(rate).storage_bytes for rate in (0.0, 0.01, 0.5, 1.0)] == [
+        4 * 162,
+        4 * 563,
+        4 * 563,
+        4 * 563,
+    ]
+    permanent = book(storage_max=0.5)
+    # R_r = 0.01 deletes floor(1.98, 2.97, 1.98) = 1, 2, 1
+    assert permanent.stored_at(torch.full((4,), 0.5, dtype=torch.float64), rates).tolist() == [
+        [2, 3, 3],
+        [3, 4, 4],
+        [3, 5, 4],
+        [4, 6, 5],
+    ]
+    # what cannot be reached: at R_r = 0.5 anything below everything, at R_r = 0 as before
+    budgets.check_reachable([Point(0.0, LEAST_STATIC_BYTES, None, None)])
+    budgets.check_reachable([Point(0.5, 4 * 563, None, None)])
+    with pytest.raises(BudgetError, match="2,252 bytes"):
+        budgets.check_reachable([Point(0.5, 4 * 563 - 1, None, None)])
 
 
 def test_percentages_are_of_the_dense_backbone() -> None:
@@ -110,6 +138,11 @@ def test_storage_dial_is_the_largest_s_that_fits_at_its_rate() -> None:
     # At R_r = 0.5 as much is deleted down to s = 1/3 (|M_s| = 2, 3, 3 delete 1, 1, 1);
     # at and below 1/3, |M_s| = 2, 4, 3 deletes 1, 2, 1. The grid's next number is 0.33.
     assert budgets.storage_dial(4 * 408 - 1, 0.5) == pytest.approx(0.33)
+    # under "paper" no s makes the model smaller at R_r = 0.5: all fit, or none does
+    paper = book(tradeoff="paper")
+    assert paper.storage_dial(4 * 563, 0.5) == 1.0
+    assert paper.storage_dial(4 * 563 - 1, 0.5) == pytest.approx(0.1)
+    assert paper.storage_dial(4 * 162, 0.0) == pytest.approx(0.5)
 
 
 def test_episodes_carry_budgets_and_dials() -> None:

@@ -4,11 +4,20 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from rlprune.agents.networks import runtime_agent_size
 from rlprune.backbones import trace_backbone
 from rlprune.pruning import BilinearCost, CostModel
-from tests.physical import InvertedResidual, Residual, Sequential, ThreeLayers
+from tests.physical import (
+    InvertedResidual,
+    Residual,
+    Sequential,
+    SmallNetwork,
+    ThreeLayers,
+    gated,
+)
 
 # ThreeLayers: 2 -> 4 (3x3, 36 pixels) -> 6 (3x3, 9 pixels) -> 5 (1x1, 9 pixels) -> linear 3.
 # Agent of hidden width h = 2: 5 context inputs, RNN, mean head.
@@ -117,11 +126,51 @@ def test_residual_stream_stays_whole_and_depthwise_follows() -> None:
     # stem and narrow write into the stream: an index of 4 bytes for their 2 + 1 channels
     assert plain.storage_bytes().total(row(2, 3, 1)).item() == 4 * 71 + 4 * 3
     # predictors: (1*2 + 3*2) + (2*3 + 3*3) + (3*1 + 3*1)
-    gated = CostModel(graph)
-    assert gated.parameters().total(row(2, 3, 1)).item() == 71 + 8 + 15 + 6
+    complete = CostModel(graph)
+    assert complete.parameters().total(row(2, 3, 1)).item() == 71 + 8 + 15 + 6
     # u_r: 1*2 + 1*3 + 2*1 for 1, 2, 1 computed of 2, 3, 1 stored channels;
     # stem 144, widen 16*1*2, depthwise 288, narrow 16*2*1, linear 6
-    assert macs(gated, row(1, 2, 1), row(2, 3, 1)) == 144 + 32 + 288 + 32 + 6 + 7
+    assert macs(complete, row(1, 2, 1), row(2, 3, 1)) == 144 + 32 + 288 + 32 + 6 + 7
+
+
+# --- convolutions without BatchNorm ---------------------------------------------------------
+
+
+class TwoConvolutions(nn.Module):
+    """2 -> 4 (3x3) -> 3 (3x3) -> linear 2, with bias, with or without BatchNorm."""
+
+    shape = (2, 5, 5)
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.conv2 = nn.Conv2d(4, 3, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(3) if norm else nn.Identity()
+        self.classifier = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        return self.classifier(F.relu(self.norm2(self.conv2(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("norm", "numbers", "fewer"), [(False, 229, 98), (True, 236, 102)])
+def test_a_gated_convolution_without_batch_norm_has_one_shift(
+    norm: bool, numbers: int, fewer: int
+) -> None:
+    network = gated(TwoConvolutions(norm), seed=0)
+    costs = CostModel(network.channels)
+    # filters 9*2*4 + 9*4*3 = 180, predictors 8 + 12, beta, u_s and predictor's bias 3 * 7,
+    # linear 3*2 + 2; with BatchNorm its folded shift as well: 7
+    assert costs.parameters().total(row(4, 3)).item() == numbers
+    # 2 and 2 channels: filters 36 + 36, predictors 4 + 4, 3 * 4, linear 2*2 + 2; shifts 4
+    assert costs.parameters().total(row(2, 2)).item() == fewer
+    plain = CostModel(network.channels, predictors=False)
+    assert plain.parameters().total(row(4, 3)).item() == 180 + 7 + 8  # one shift either way
+    for stored in ((4, 3), (2, 2), (1, 3)):
+        masks = [torch.arange(c) < k for c, k in zip((4, 3), stored, strict=True)]
+        small = SmallNetwork(network, masks)
+        assert small.numbers() == costs.parameters().total(row(*stored)).item()
 
 
 # --- the bilinear form ----------------------------------------------------------------------

@@ -48,9 +48,13 @@ def test_without_a_budget_there_is_no_term() -> None:
 
 
 def test_huge_overruns_stay_finite() -> None:
-    penalty = compute_term(numbers(50.0, 0.9), numbers(0.1, 0.1))
-    assert penalty[0] == penalty[1]  # beyond 0.6 = 20 scales nothing gets worse:
-    assert penalty[0].item() == pytest.approx(-582_198_233.29, rel=1e-9)  # e^20 = 485165195.41
+    """Beyond 0.15 = 5 scales nothing gets worse: -1.2 * (e^5 - 1), e^5 = 148.4131591026."""
+    for term in (compute_term, storage_term):
+        penalty = term(numbers(50.0, 0.9, 0.26, 0.22), numbers(0.1, 0.1, 0.1, 0.1))
+        assert penalty[0] == penalty[1] == penalty[2]
+        assert penalty[0].item() == pytest.approx(-176.8957909231, rel=1e-11)
+        # 4 scales: e^4 = 54.5981500331
+        assert penalty[3].item() == pytest.approx(-64.3177800398, rel=1e-9)
 
 
 def test_mean_compute_term_is_a_price_on_the_distance() -> None:
@@ -100,6 +104,15 @@ def test_dual_step_is_shared_out_between_the_knots() -> None:
     # by nothing: knot 0 sees (1 * 0.5 + 0.5 * 0) / 1.5 = 1/3, knot 1 sees 0, knot 2 nothing.
     curve.update(numbers(0.2, 0.3), numbers(0.3, 0.3))
     assert curve.prices == pytest.approx([1.0 + 0.2 / 3, 2.0, 4.0])
+
+
+def test_episodes_without_a_target_have_no_say_in_the_price() -> None:
+    curve = PriceCurve([0.2, 0.4, 0.6], [1.0, 2.0, 4.0], step=0.2)
+    curve.update(numbers(0.2, INF, 0.3, INF), numbers(0.3, 9.0, 0.3, 0.0))
+    assert curve.prices == pytest.approx([1.0 + 0.2 / 3, 2.0, 4.0])  # as without them
+    before = list(curve.prices)
+    curve.update(numbers(INF, INF), numbers(0.3, 0.9))
+    assert curve.prices == before
 
 
 def test_price_falls_below_the_target_and_never_below_zero() -> None:
