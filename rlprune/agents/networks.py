@@ -193,6 +193,7 @@ class AgentPolicy(KeepRatioPolicy):
     @torch.no_grad()
     def ratio(self, layer: int, observation: Tensor) -> Tensor:
         """Mean or sampled ratio [B]."""
+        observation = observation.to(self.agent.mean_head.weight.device)
         output, self._state = self.agent.step(layer, observation, self._state)
         if self.generator is None:
             return output.mean

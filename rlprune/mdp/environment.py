@@ -165,7 +165,7 @@ class StaticPlan:
             leading = context(base, self.budgets, share)
             shape = self.rules.static_features[layer].expand(len(leading), -1)
             observation = torch.cat([leading, shape], dim=1)
-        ratio = policy.ratio(layer, observation).double()
+        ratio = policy.ratio(layer, observation).double().cpu()
         ratio = ratio.clamp(self.rules.pruning.alpha, 1.0)
         kept = kept_count(ratio, channels)
         if self.rules.projected:

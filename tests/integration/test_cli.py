@@ -139,6 +139,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, config: Path) -> N
     assert "learned" in out and "uniform" in out
     assert (tmp_path / "hit" / "tradeoff.png").stat().st_size > 10_000
     assert (tmp_path / "hit" / "training.png").stat().st_size > 10_000
+    assert list((tmp_path / "hit" / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, config: Path) -> None:
@@ -149,7 +150,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, config: Path) -> No
     while not (tmp_path / "run" / "checkpoints" / "checkpoint_000001").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it too
     code, _, err = finish(process)
     assert code == 130
     assert "rlprune train" in err and "--resume" in err and "pretrain_epochs=400" in err

@@ -249,6 +249,60 @@ def test_mean_budget_is_met_within_a_percent_on_validation(tiny: Tiny) -> None:
     assert measured.budgets_met
 
 
+def test_residual_network_trained_over_a_range_of_budgets(tiny: Tiny) -> None:
+    """One training, several budgets: every point is within its own."""
+    config = tiny(
+        backbone__name="resnet20",
+        backbone__width=0.25,
+        budgets__train_range=[0.4, 0.8],
+        evaluation__budgets=[0.4, 0.8],
+        evaluation__tradeoff_rates=[1.0, 0.0],
+        evaluation__baselines=("uniform",),
+        training__updates_per_round=2,
+    )
+    rows, _ = run(config)
+    assert [(r.method, r.budget_s) for r in rows] == [
+        (method, s) for method in ("learned", "uniform") for s in (None, None, 0.4, 0.4, 0.8, 0.8)
+    ]
+    assert all(row.budgets_met for row in rows)
+    by_point = {(r.method, r.budget_s, r.tradeoff_rate): r for r in rows}
+    for method in ("learned", "uniform"):
+        tight, loose = by_point[method, 0.4, 0.0], by_point[method, 0.8, 0.0]
+        assert tight.storage_bytes < loose.storage_bytes and tight.macs_max < loose.macs_max
+    assert len(rows[0].layer_names) == 19
+
+
+def test_soft_rule_and_paper_tradeoff_are_reported_as_they_are(tiny: Tiny) -> None:
+    """Penalised budgets may be missed: the row says whether they were."""
+    config = tiny(
+        budgets__rule="soft",
+        budgets__storage_max=None,
+        pruning__tradeoff="paper",
+        evaluation__tradeoff_rates=[0.5],
+        evaluation__baselines=(),
+    )
+    rows, _ = run(config)
+    (row,) = rows
+    assert row.budget_rule == "soft" and row.tradeoff == "paper"
+    assert row.stored_ratio == (1.0,) * 8  # the paper's rule deletes nothing at R_r = 0.5
+    assert row.compute_max_budget_macs is not None
+    assert row.budgets_met == (row.macs_max <= row.compute_max_budget_macs)
+
+
+def test_every_phase_can_be_left_out(tiny: Tiny) -> None:
+    config = tiny(
+        training__pretrain_epochs=0,
+        training__runtime_importance_epochs=0,
+        training__static_importance_epochs=0,
+        training__rounds=0,
+        evaluation__baselines=("dense", "uniform"),
+    )
+    rows, algorithm = run(config)
+    assert len(rows) == 7 and all(row.budgets_met for row in rows)
+    assert {row.training_images for row in rows} == {0}
+    assert algorithm.program.history == []
+
+
 def test_no_actor_is_left_behind() -> None:
     """Runs last: stopped algorithms leave no rollout worker in Ray."""
     from ray.util.state import list_actors
