@@ -106,7 +106,10 @@ class PruningConfig(PPOConfig):
             ),
         )
         config.multi_agent(
-            policies={RUNTIME, STATIC}, policy_mapping_fn=lambda agent_id, *_, **__: agent_id
+            # A list: a set's order, and with it the agents' first weights, would differ
+            # from process to process.
+            policies=[RUNTIME, STATIC],
+            policy_mapping_fn=lambda agent_id, *_, **__: agent_id,
         )
         return config
 

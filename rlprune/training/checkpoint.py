@@ -62,7 +62,8 @@ def save_numbered(root: Path, number: int, write: Callable[[str], object]) -> Pa
     os.fsync(directory)
     os.close(directory)
     for old in _numbered(root)[:-_KEPT]:
-        shutil.rmtree(old)
+        if old != final:
+            shutil.rmtree(old)
     return final
 
 
