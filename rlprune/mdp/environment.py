@@ -201,6 +201,28 @@ class StaticPlan:
         return torch.maximum(best, torch.minimum(kept, self.rules.least[layer]))
 
 
+def runtime_anchor(budgets: EpisodeBudgets, rules: PruningRules) -> Tensor:
+    """The runtime ratio a_r at which every layer computes the budget's share s, [B].
+
+    The votes of the two agents overlap by chance, so under ``permanent`` at 0 < R_r < 1 a
+    ratio of s prunes less than 1 - s. With p = (1 - R_r)(1 - s_s) deleted for good and
+    independent votes, a share q = (1 - s_s - p) / (1 - p) of what the runtime agent votes
+    against beyond p is pruned for agreement, R_r of the rest by tradeoff:
+    1 - s_c = p + (1 - a_r - p)(q + R_r (1 - q)), solved for a_r.
+
+    It anchors the untrained agent and the baselines: at every R_r they are uniform in what
+    is computed, not in the nominal votes.
+    """
+    if rules.pruning.tradeoff == "paper":  # there the expected share is s already
+        return budgets.compute_dial
+    rate, compute, storage = budgets.rate, budgets.compute_dial, budgets.storage_dial
+    deleted = (1.0 - rate) * (1.0 - storage)
+    agreed = ((1.0 - storage - deleted) / (1.0 - deleted).clamp(min=1e-9)).clamp(0.0, 1.0)
+    effect = (agreed + rate * (1.0 - agreed)).clamp(min=1e-9)
+    votes = deleted + (1.0 - compute - deleted).clamp(min=0.0) / effect
+    return (1.0 - votes).clamp(rules.pruning.alpha, 1.0)
+
+
 class PruningGate(Gate):
     """Masks of one forward pass over B images, decided by two policies within budgets.
 
@@ -239,6 +261,7 @@ class PruningGate(Gate):
         self._form = rules.costs.macs(plan.stored, self.budgets.rate > 0)
         self._capped = bool(torch.isfinite(self.budgets.compute_max).any())
         self._static_only = bool((self.budgets.rate <= 0).all())
+        self._anchor = runtime_anchor(self.budgets, rules)
         self.policy.start(len(plan.stored))
 
     def decide(self, layer: int, pooled: Tensor, importance: Tensor) -> Tensor:
@@ -255,6 +278,7 @@ class PruningGate(Gate):
         else:
             ratio = self._ratio(layer, pooled, importance, share, ~permanent)
             kept = kept_count(ratio, channels)
+            cap = torch.minimum(cap, self._intended(ratio, channels))
         masks = tradeoff_keep(
             importance, scores, kept.to(self._device), static_kept, rate, rule, permanent
         )
@@ -263,6 +287,16 @@ class PruningGate(Gate):
             keep = cap_keep(keep, importance, cap.to(self._device))
         self.computed[:, layer] = keep.sum(1).cpu()
         return keep
+
+    def _intended(self, ratio: Tensor, channels: int) -> Tensor:
+        """Channels that a runtime ratio means to compute, int64 [B].
+
+        The votes' overlap varies from image to image. Without this limit its accidents
+        would add up, and the last layer would have to pay for them under a projected cap.
+        """
+        intended = kept_count(ratio * self.budgets.compute_dial / self._anchor, channels)
+        runs = self.budgets.rate > 0
+        return torch.where(runs, intended, torch.full_like(intended, channels))
 
     def _room(self, layer: int, channels: int) -> tuple[Tensor, Tensor]:
         """Computed channels allowed at this layer, int64 [B], and the share y left, [B]."""
@@ -284,7 +318,7 @@ class PruningGate(Gate):
         """The runtime agent's keep ratio, lowered by what earlier layers overspent, [B]."""
         observation = pooled
         if self.policy.observes:
-            base = self.budgets.compute_dial
+            base = self._anchor
             if self.rules.action == "change" and layer > 0:
                 base = self.ratios[:, layer - 1]
             leading = context(base, self.budgets, share)

@@ -4,7 +4,7 @@ Both observations begin with the same context, then come the layer's features:
 
 | column | runtime agent | static agent |
 | --- | --- | --- |
-| 0 base | where the policy's mean is anchored (see AgentConfig.action) | storage dial |
+| 0 base | runtime_anchor, or the previous ratio (AgentConfig.action) | tighter dial at R_r = 0, else storage |
 | 1 | compute dial s | compute dial s |
 | 2 | storage dial s | storage dial s |
 | 3 | R_r | R_r |

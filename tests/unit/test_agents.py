@@ -17,6 +17,7 @@ from rlprune.agents.networks import (
 from rlprune.agents.rollout import RewardScales, Rollout, roll_out
 from rlprune.config import AgentConfig, BudgetConfig, PruningConfig
 from rlprune.mdp import KeepRatioPolicy, PruningGate, PruningRules, RandomRatios, StaticPlan
+from rlprune.mdp.environment import runtime_anchor
 from rlprune.mdp.observation import (
     CONTEXT_WIDTH,
     STATIC_FEATURES,
@@ -116,7 +117,37 @@ def test_what_the_learner_unrolls_is_what_was_played(action: str) -> None:
     )
 
 
-def test_the_anchor_is_the_dial_or_the_previous_ratio() -> None:
+def told(rate: float, compute: float, storage: float) -> EpisodeBudgets:
+    """One episode of which only R_r and the dials matter."""
+    none = torch.tensor([float("inf")], dtype=torch.float64)
+    dials = [torch.tensor([dial], dtype=torch.float64) for dial in (storage, compute, compute)]
+    return EpisodeBudgets(torch.tensor([rate], dtype=torch.float64), none, none, none, *dials)
+
+
+@pytest.mark.parametrize(
+    ("rate", "compute", "storage", "anchor"),
+    [
+        (1.0, 0.5, 0.7, 0.5),  # runtime only: the votes are what is pruned
+        # p = 0.5 * 0.5 = 0.25, q = 0.25 / 0.75 = 1/3, effect = 1/3 + 0.5 * 2/3 = 2/3,
+        # votes = 0.25 + 0.25 / (2/3) = 0.625
+        (0.5, 0.5, 0.5, 0.375),
+        # p = 0.5 * 0.4 = 0.2, q = 0.2 / 0.8 = 1/4, effect = 5/8, votes = 0.2 + 0.2 * 8/5
+        (0.5, 0.6, 0.6, 0.48),
+        # p = 0.5 * 0.8 = 0.4 already exceeds 1 - s_c = 0.3: no votes beyond p
+        (0.5, 0.7, 0.2, 0.6),
+        (0.5, 0.1, 0.9, 0.1),  # p = 0.05, effect = 0.53: 1.66 votes, so alpha
+    ],
+)
+def test_runtime_anchor_by_hand(rate: float, compute: float, storage: float, anchor: float) -> None:
+    rules = World().rules
+    found = runtime_anchor(told(rate, compute, storage), rules)
+    assert found.item() == pytest.approx(anchor, abs=1e-9)
+    paper = dataclasses.replace(rules.pruning, tradeoff="paper")
+    rules.pruning = paper
+    assert runtime_anchor(told(rate, compute, storage), rules).item() == pytest.approx(compute)
+
+
+def test_the_anchor_is_the_budgets_ratio_or_the_previous_one() -> None:
     """Column 0 of what the runtime agent observes."""
     for action in ("absolute", "change"):
         world = World(action)
@@ -124,9 +155,9 @@ def test_the_anchor_is_the_dial_or_the_previous_ratio() -> None:
         budgets = world.budgets(1.0, 0.5)
         gate = world.play(budgets, player, AgentPolicy(world.static))
         anchors = player.trajectory().observations[..., 0].double()
-        dial = budgets.compute_dial
-        torch.testing.assert_close(anchors[:, 0], dial, rtol=1e-6, atol=1e-6)
-        later = dial.unsqueeze(1).expand(-1, 4) if action == "absolute" else gate.ratios[:, :-1]
+        first = runtime_anchor(budgets, world.rules)
+        torch.testing.assert_close(anchors[:, 0], first, rtol=1e-6, atol=1e-6)
+        later = first.unsqueeze(1).expand(-1, 4) if action == "absolute" else gate.ratios[:, :-1]
         torch.testing.assert_close(anchors[:, 1:], later, rtol=1e-6, atol=1e-6)
 
 
@@ -148,8 +179,8 @@ def test_an_untrained_agent_plays_the_ratio_of_the_budget(action: str) -> None:
     budgets = world.budgets(1.0, 0.5, 0.5)
     gate = world.play(budgets, AgentPolicy(world.runtime), AgentPolicy(world.static))
     layers = len(world.graph.layers)
-    dial = budgets.compute_dial.unsqueeze(1).expand(-1, layers)
-    torch.testing.assert_close(gate.ratios, dial, rtol=1e-6, atol=1e-6)
+    anchor = runtime_anchor(budgets, world.rules).unsqueeze(1).expand(-1, layers)
+    torch.testing.assert_close(gate.ratios, anchor, rtol=1e-6, atol=1e-6)
     dial = budgets.storage_dial.unsqueeze(1).expand(-1, layers)
     torch.testing.assert_close(gate.plan.ratios, dial, rtol=1e-6, atol=1e-6)
 

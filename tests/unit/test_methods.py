@@ -239,6 +239,22 @@ def test_random_plays_the_same_ratios_for_every_image() -> None:
 # --- learned --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rate", [1.0, 0.75, 0.5, 0.25])
+def test_uniform_computes_at_most_its_share_in_every_layer(rate: float) -> None:
+    """No layer pays for what the votes of an earlier layer left over by accident."""
+    trial = Trial(Sequential([40, 40, 40, 40]), storage_max=0.5, compute_max=0.5)
+    torch.manual_seed(3)
+    for layer in trial.network.layers:
+        layer.static_importance.data = torch.rand(layer.layer.out_channels)
+        layer.runtime_predictor.weight.data.normal_()
+    method = trial.method("uniform")
+    gate = trial.run(method, rate, images=32)
+    dial = method.book.compute_dial(trial.setup.book.point(rate).compute_max)
+    share = gate.computed.double().mean(0) / 40
+    assert (gate.computed <= np.ceil(dial * 40)).all()
+    assert (share >= dial - 0.06).all()  # the last layer too: it is not starved
+
+
 def test_learned_before_training_is_uniform_at_its_own_costs() -> None:
     trial = Trial(storage_max=None, compute_max=0.5)
     gate = trial.run(trial.method("learned"), 1.0)
