@@ -82,5 +82,9 @@ class ResultsError(RlpruneError):
     exit_status = 2
 
 
+class RolloutError(RlpruneError):
+    """Rollout workers failed or did not come back; the last good checkpoint is kept."""
+
+
 class TrainingDivergedError(RlpruneError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""

@@ -4,12 +4,14 @@ Both observations begin with the same context, then come the layer's features:
 
 | column | runtime agent | static agent |
 | --- | --- | --- |
-| 0 base | runtime_anchor, or the previous ratio (AgentConfig.action) | tighter dial at R_r = 0, else storage |
+| 0 base | runtime_anchor, or the previous ratio (AgentConfig.action) | storage dial |
 | 1 | compute dial s | compute dial s |
 | 2 | storage dial s | storage dial s |
 | 3 | R_r | R_r |
-| 4 | largest keep ratio that still fits the budgets | same |
+| 4 | share left: the uniform ratio that the rest of the network can still have | same |
 | 5.. | pooled input and u_r, each standardised per image, zero-padded | shape of the layer |
+
+At R_r = 0 the static agent alone keeps the compute budget: its base is the tighter dial.
 
 Source: method.md Sec. 2. Deviation: R_r, the room left in the budget and (for the
 "change" action) the previous ratio are observed too, since one training serves many

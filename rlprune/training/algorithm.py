@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import tempfile
 import time
+import traceback
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from rlprune.agents.modules import module_spec
 from rlprune.agents.networks import RUNTIME, STATIC, RuntimeAgent, StaticAgent
 from rlprune.config import TrialConfig
 from rlprune.data import ImageSet, load_image_set
-from rlprune.errors import TrainingDivergedError
+from rlprune.errors import RolloutError, TrainingDivergedError
 from rlprune.training.checkpoint import read_checkpoint, write_checkpoint
 from rlprune.training.evaluate import Measurement
 from rlprune.training.learner import (
@@ -303,15 +305,18 @@ class PruningAlgorithm(Algorithm):
         deadline = time.monotonic() + _RECOVERY_SECONDS
         while wanted - set(chunks):
             answers = group.foreach_env_runner(
-                lambda worker, request=request: worker.sample(request=request),
+                functools.partial(_sample_or_say_why, request=request),
                 local_env_runner=False,
                 remote_worker_ids=sorted(wanted - set(chunks)),
             )
+            failures = [answer for answer in answers if isinstance(answer, str)]
+            if failures:
+                raise RolloutError(f"A rollout worker failed:\n{failures[0]}")
             chunks.update({chunk.worker_index: chunk for answer in answers for chunk in answer})
             if wanted - set(chunks):
                 if time.monotonic() > deadline:
-                    raise RuntimeError(
-                        f"rollout workers {sorted(wanted - set(chunks))} did not come back "
+                    raise RolloutError(
+                        f"Rollout workers {sorted(wanted - set(chunks))} did not come back "
                         f"within {_RECOVERY_SECONDS:g} s; see Ray's logs of these actors."
                     )
                 time.sleep(0.5)
@@ -384,6 +389,14 @@ class PruningAlgorithm(Algorithm):
             CheckpointError: missing, damaged, or of another configuration.
         """
         self.set_state(read_checkpoint(checkpoint_dir, self.config.trial))
+
+
+def _sample_or_say_why(worker: RolloutWorker, request: SampleRequest) -> list[Chunk] | str:
+    """A worker's chunk, or the traceback: RLlib would swallow an exception and go on."""
+    try:
+        return worker.sample(request=request)
+    except Exception:
+        return traceback.format_exc()
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import ray
 import torch
 
 from rlprune.config import TrialConfig
-from rlprune.errors import CheckpointError, TrainingDivergedError
+from rlprune.errors import CheckpointError, RolloutError, TrainingDivergedError
 from rlprune.results import ResultRow
 from rlprune.training.algorithm import PruningAlgorithm, PruningConfig
 from rlprune.training.progress import Interrupted, Reporter
@@ -178,8 +178,24 @@ def test_remote_workers_and_a_killed_one(tiny: Tiny) -> None:
     assert comparable(rows) == comparable(calm)
 
 
+def test_an_error_in_a_worker_is_raised_and_not_swallowed(tiny: Tiny) -> None:
+    algorithm = build(tiny(rollouts__num_env_runners=1, evaluation__baselines=()))
+
+    def spoil(worker: Any) -> None:
+        worker.setup = None
+
+    algorithm.env_runner_group.foreach_env_runner(spoil, local_env_runner=False)
+    try:
+        with pytest.raises(RolloutError, match=r"'NoneType' object has no attribute"):
+            rows_of(algorithm)
+    finally:
+        algorithm.stop()
+
+
 def test_workers_read_the_images_without_copying(tiny: Tiny) -> None:
     algorithm = build(tiny(rollouts__num_env_runners=1, evaluation__baselines=()))
+    for _ in range(5):  # up to the first round of rollouts
+        algorithm.train()
     try:
         owns = algorithm.env_runner_group.foreach_env_runner(
             lambda worker: (
