@@ -40,6 +40,7 @@ from rlprune.training.setup import TrialSetup, setup_trial
 from rlprune.training.worker import RolloutWorker, SampleRequest
 
 _RECOVERY_SECONDS = 300.0
+_LEARNER_KEYS = (COMPONENT_RL_MODULE, "weights_seq_no")
 
 
 class PruningConfig(PPOConfig):
@@ -356,9 +357,11 @@ class PruningAlgorithm(Algorithm):
         """Everything that training depends on, as tensors and plain Python values."""
         learner = self.learner_group.get_state()[COMPONENT_LEARNER]
         return {
-            "learner": {
-                key: _plain(learner[key])
-                for key in (COMPONENT_RL_MODULE, "optimizer", "weights_seq_no")
+            "learner": {key: _plain(learner[key]) for key in _LEARNER_KEYS},
+            # Not RLlib's copy: it rounds learning rate and betas to single precision, and
+            # training would not go on as if it had never stopped.
+            "optimizers": {
+                name: optimizer.state_dict() for name, optimizer in self._optimizers().items()
             },
             "program": self.program.state_dict(),
             "training_iteration": self.training_iteration,
@@ -367,12 +370,18 @@ class PruningAlgorithm(Algorithm):
     def set_state(self, state: StateDict) -> None:
         """Restores :meth:`get_state`."""
         current = self.learner_group.get_state()[COMPONENT_LEARNER]
-        self.learner_group.set_state(
-            {COMPONENT_LEARNER: {**current, **_numpy_weights(state["learner"])}}
-        )
+        restored = {**current, **_numpy_weights(state["learner"])}
+        self.learner_group.set_state({COMPONENT_LEARNER: restored})
+        for name, optimizer in self._optimizers().items():
+            optimizer.load_state_dict(state["optimizers"][name])
         self.program.load_state_dict(state["program"])
         self._iteration = state["training_iteration"]
         self._network_ref = None
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The learner's optimizers by RLlib's names."""
+        optimizers: dict[str, torch.optim.Optimizer] = self.learner_group._learner._named_optimizers
+        return optimizers
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes ``state.pt`` and ``config.json`` into a folder.

@@ -68,6 +68,7 @@ class CnnTrainer:
         self.schedule = schedule
         self.seed = seed
         self.step = 0
+        self.last_loss = float("nan")
         self._order: tuple[int, NDArray[np.int64]] | None = None
         self._parameters = [
             parameter
@@ -151,6 +152,7 @@ class CnnTrainer:
         nn.utils.clip_grad_norm_(self._parameters, self.schedule.gradient_clip)
         self._optimizer.step()
         self.step += 1
+        self.last_loss = value
         return value, int((logits.argmax(1) == labels).sum().item())
 
     def state_dict(self) -> dict[str, Any]:

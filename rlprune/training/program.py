@@ -247,7 +247,9 @@ class TrialProgram:
             images = self.counters.cnn_images
             images[unit.phase] = images.get(unit.phase, 0) + trainer.schedule.batch_size
             if unit.phase in (PRETRAIN, RUNTIME_IMPORTANCE, STATIC_IMPORTANCE):
-                self.average_loss = loss  # where the agents' moving average starts
+                # Where the agents' moving average starts. Per step, since a mean over the
+                # call would depend on where training was interrupted.
+                self.average_loss += 0.02 * (trainer.last_loss - self.average_loss)
             values = {"loss": loss, "accuracy": accuracy}
             if (before + done) % 20 == 0 or before + done == goal:
                 tagged = {f"cnn_{name}/{key}": value for key, value in values.items()}
