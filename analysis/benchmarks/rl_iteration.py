@@ -415,8 +415,7 @@ def _arguments() -> argparse.Namespace:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="train.parquet and test.parquet of images, for example "
-        "../shared/data/cifar10-jpeg (default: scikit-learn's digits as 3x32x32)",
+        help="train.parquet and test.parquet of images (default: scikit-learn's digits as 3x32x32)",
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--iteration-only", action="store_true", help="skip the worker measurement")
