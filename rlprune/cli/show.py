@@ -116,7 +116,8 @@ def show_results(rows: pd.DataFrame, out: Path) -> None:
     first = rows.iloc[0]
     console.print(rich_table(rows, f"{first['backbone']} on {first['dataset']}, test images"))
     console.print(
-        "Budgets hold for every test image. R_r = 1: all channels stay stored and each image "
+        ("Budgets hold for every test image. " if rows["budgets_met"].all() else "")
+        + "R_r = 1: all channels stay stored and each image "
         "picks its own; R_r = 0: the same smaller network for every image."
     )
     console.print(f"Pictures:    {', '.join(map(str, pictures))}", soft_wrap=True)

@@ -207,7 +207,7 @@ class PruningAlgorithm(Algorithm):
     # ------------------------------------------------------------------- agents
 
     def agents(self) -> tuple[RuntimeAgent, StaticAgent]:
-        """The learner's agents, on the CNN's device, in evaluation mode."""
+        """The learner's agents themselves (not copies), on the learner's device."""
         module = self.learner_group._learner.module
         return module[RUNTIME].unwrapped().agent, module[STATIC].unwrapped().agent
 
