@@ -57,7 +57,7 @@ from rlprune.data import normalize
 from rlprune.mdp import environment
 from rlprune.pruning import BilinearCost, CostModel, GatedNetwork, gated
 from rlprune.training import worker
-from rlprune.training.algorithm import PruningAlgorithm, PruningConfig
+from rlprune.training.algorithm import PruningAlgorithm, PruningAlgorithmConfig
 from rlprune.training.cluster import private_ray
 from rlprune.training.learner import StackedChunks
 from rlprune.training.setup import TrialSetup
@@ -231,7 +231,7 @@ def build(data: Path, runners: int) -> PruningAlgorithm:
         training=TrainingConfig(updates_per_round=10**6),  # no new round while measuring
         evaluation=EvaluationConfig(batchnorm_images=ROLLOUTS),
     )
-    algorithm = PruningConfig.of(trial).build_algo()
+    algorithm = PruningAlgorithmConfig.of(trial).build_algo()
     with torch.no_grad():  # as after training: importances differ between images
         for layer in algorithm.program.network.layers:
             layer.runtime_predictor.weight.normal_(0.0, 0.05)

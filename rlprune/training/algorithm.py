@@ -43,8 +43,8 @@ _RECOVERY_SECONDS = 300.0
 _LEARNER_KEYS = (COMPONENT_RL_MODULE, "weights_seq_no")
 
 
-class PruningConfig(PPOConfig):
-    """RLlib configuration of a trial: ``PruningConfig.of(trial).build_algo()``."""
+class PruningAlgorithmConfig(PPOConfig):
+    """RLlib configuration of a trial: ``PruningAlgorithmConfig.of(trial).build_algo()``."""
 
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
         super().__init__(algo_class=algo_class or PruningAlgorithm)
@@ -54,7 +54,7 @@ class PruningConfig(PPOConfig):
         self.input_shape = (0, 0, 0)
 
     @classmethod
-    def of(cls, trial: TrialConfig) -> PruningConfig:
+    def of(cls, trial: TrialConfig) -> PruningAlgorithmConfig:
         """Translates a trial's configuration into RLlib's."""
         agents, rollouts, training = trial.agents, trial.rollouts, trial.training
         planned = max(1, training.rounds * training.updates_per_round)
@@ -136,7 +136,7 @@ class PruningAlgorithm(Algorithm):
             again goes on where it stopped.
     """
 
-    config: PruningConfig
+    config: PruningAlgorithmConfig
 
     def __init__(self, config: AlgorithmConfig | None = None, *args: Any, **kwargs: Any) -> None:
         """Arguments: as RLlib's; ``images`` hands over an image set that is loaded already."""
@@ -146,7 +146,7 @@ class PruningAlgorithm(Algorithm):
     @classmethod
     def get_default_config(cls) -> AlgorithmConfig:
         """An empty trial configuration."""
-        return PruningConfig()
+        return PruningAlgorithmConfig()
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Loads the images, checks the budgets, builds workers, learner and program."""

@@ -230,10 +230,10 @@ def _run(
 def _build(config: TrialConfig, images: ImageSet) -> Any:
     import ray
 
-    from rlprune.training.algorithm import PruningAlgorithm, PruningConfig
+    from rlprune.training.algorithm import PruningAlgorithm, PruningAlgorithmConfig
 
     try:
-        return PruningAlgorithm(PruningConfig.of(config), images=images)
+        return PruningAlgorithm(PruningAlgorithmConfig.of(config), images=images)
     except ray.exceptions.RayActorError as error:
         raise RlpruneError(f"A rollout worker could not start: {error}") from error
 

@@ -16,7 +16,7 @@ import torch
 from rlprune.config import TrialConfig
 from rlprune.errors import CheckpointError, RolloutError, TrainingDivergedError
 from rlprune.results import ResultRow
-from rlprune.training.algorithm import PruningAlgorithm, PruningConfig
+from rlprune.training.algorithm import PruningAlgorithm, PruningAlgorithmConfig
 from rlprune.training.progress import Interrupted, Reporter
 from rlprune.training.rows import result_row
 
@@ -27,7 +27,7 @@ UNEQUAL = {*TIMES, "seconds_evaluate", "created_at", "checkpoint_uri"}
 
 
 def build(config: TrialConfig) -> PruningAlgorithm:
-    algorithm: PruningAlgorithm = PruningConfig.of(config).build_algo()
+    algorithm: PruningAlgorithm = PruningAlgorithmConfig.of(config).build_algo()
     return algorithm
 
 
