@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -229,6 +229,8 @@ class EvaluationConfig:
         random_candidates: N of the ``random`` baseline (best of N on validation).
         batchnorm_images: training images for re-estimating BatchNorm statistics per point.
         batch_size: images per evaluation step.
+        every_round: measure the learned policy on the validation images after every round,
+            for schedulers that stop trials early (costs one validation pass per R_r).
     """
 
     tradeoff_rates: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (1.0, 0.5, 0.0)
@@ -237,6 +239,7 @@ class EvaluationConfig:
     random_candidates: AtLeastOne = 8
     batchnorm_images: AtLeastOne = 2048
     batch_size: AtLeastOne = 250
+    every_round: bool = False
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -357,31 +360,49 @@ def _cross_problems(values: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def _known_keys(path: Sequence[str | int]) -> list[str]:
-    kind: Any = TrialConfig
+def _dataclass_in(annotation: Any) -> Any:
+    """The dataclass that an annotation names, alone or inside a tuple or union; or None."""
+    if dataclasses.is_dataclass(annotation):
+        return annotation
+    return next(filter(None, map(_dataclass_in, get_args(annotation))), None)
+
+
+def _known_keys(kind: Any, path: Sequence[str | int]) -> list[str]:
     for part in path:
-        field_types = {field.name: field.type for field in dataclasses.fields(kind)}
-        name = field_types.get(str(part))
-        kind = globals().get(name) if isinstance(name, str) else None
-        if kind is None or not dataclasses.is_dataclass(kind):
+        if isinstance(part, str):
+            kind = _dataclass_in(get_type_hints(kind).get(part))
+        if kind is None:
             return []
     return [field.name for field in dataclasses.fields(kind)]
 
 
-def _problem_from(error: Mapping[str, Any]) -> Problem:
+def _problem_from(error: Mapping[str, Any], kind: Any, remedy: str) -> Problem:
     location = [part for part in error["loc"] if not str(part).startswith("function-")]
+    name = ".".join(map(str, location))
     if error["type"] == "unexpected_keyword_argument":
-        known = _known_keys(location[:-1])
+        known = _known_keys(kind, location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
-        return Problem(".".join(map(str, location)), "unknown key", error["input"], remedy)
+        return Problem(name, "unknown key", error["input"], remedy)
+    if error["type"] == "missing":
+        return Problem(name, "must be given", None, remedy)
     rule = str(error["msg"]).removeprefix("Input ").replace("should", "must")
-    return Problem(
-        ".".join(map(str, location)),
-        rule,
-        error["input"],
-        "See `rlprune train --help` and the comments in tune_configs/ for the meaning.",
-    )
+    return Problem(name, rule, error["input"], remedy)
+
+
+def problems_of(error: ValidationError, kind: Any, remedy: str) -> list[Problem]:
+    """What pydantic found, as problems: one per field, the innermost where fields nest.
+
+    Args:
+        error: from validating ``kind``.
+        kind: the dataclass; an unknown key is answered with the nearest of its keys.
+        remedy: where to look for what a field means.
+    """
+    seen: dict[str, Problem] = {}
+    for item in error.errors():
+        problem = _problem_from(item, kind, remedy)
+        seen.setdefault(problem.field, problem)
+    return [p for p in seen.values() if not any(q.startswith(p.field + ".") for q in seen)]
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TrialConfig:
@@ -400,12 +421,8 @@ def config_from_dict(values: Mapping[str, Any]) -> TrialConfig:
     try:
         config = TypeAdapter(TrialConfig).validate_python(dict(values))
     except ValidationError as error:
-        seen: dict[str, Problem] = {}
-        for item in error.errors():
-            problem = _problem_from(item)
-            seen.setdefault(problem.field, problem)
-        inner = [p for p in seen.values() if not any(q.startswith(p.field + ".") for q in seen)]
-        raise ConfigError([*inner, *problems]) from None
+        remedy = "See `rlprune train --help` and the comments in tune_configs/ for the meaning."
+        raise ConfigError([*problems_of(error, TrialConfig, remedy), *problems]) from None
     if problems:
         raise ConfigError(problems)
     return config
@@ -423,7 +440,8 @@ def config_hash(config: TrialConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _apply_override(values: dict[str, Any], override: str) -> Problem | None:
+def apply_override(values: dict[str, Any], override: str) -> Problem | None:
+    """Applies one ``a.b=value`` to nested ``values`` in place; returns what is wrong with it."""
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
@@ -441,30 +459,41 @@ def _apply_override(values: dict[str, Any], override: str) -> Problem | None:
     return None
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrialConfig:
-    """Reads a YAML file and applies ``a.b=value`` overrides to it.
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML file that holds a mapping (an empty file: an empty one).
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping, or any setting is invalid;
-            every problem is listed.
+        ConfigError: the file is missing, or no YAML mapping.
     """
     file = Path(path)
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            [Problem("CONFIG", "must be a readable file", str(file), f"{error}.")]
-        ) from None
+        problem = Problem("CONFIG", "must be a readable file", str(file), f"{error}.")
+        raise ConfigError([problem]) from None
     except yaml.YAMLError as error:
-        raise ConfigError(
-            [Problem("CONFIG", "must be YAML", str(file), " ".join(str(error).split()))]
-        ) from None
+        problem = Problem("CONFIG", "must be YAML", str(file), " ".join(str(error).split()))
+        raise ConfigError([problem]) from None
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise ConfigError(
-            [Problem("CONFIG", "must hold a mapping", type(values).__name__, "Write key: value.")]
-        )
-    problems = [problem for item in overrides if (problem := _apply_override(values, item))]
+        kind = type(values).__name__
+        raise ConfigError([Problem("CONFIG", "must hold a mapping", kind, "Write key: value.")])
+    return values
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrialConfig:
+    """Reads a YAML file and applies ``a.b=value`` overrides to it.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, describes a sweep, or any
+            setting is invalid; every problem is listed.
+    """
+    values = read_mapping(path)
+    if "space" in values:
+        rule = "must describe one trial, not a sweep"
+        remedy = f"Start it with `rlprune sweep {path}`."
+        raise ConfigError([Problem("CONFIG", rule, str(path), remedy)])
+    problems = [problem for item in overrides if (problem := apply_override(values, item))]
     try:
         config = config_from_dict(values)
     except ConfigError as error:

@@ -82,6 +82,12 @@ class ResultsError(RlpruneError):
     exit_status = 2
 
 
+class FileAccessError(RlpruneError):
+    """A file or folder, local or on object storage, that cannot be reached, read or written."""
+
+    exit_status = 2
+
+
 class RolloutError(RlpruneError):
     """Rollout workers failed or did not come back; the last good checkpoint is kept."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rlprune.cli.clean import INTERRUPTED, clean_errors
+from rlprune.cli.report import report
+from rlprune.cli.sweep import status, sweep
 
 if TYPE_CHECKING:
     from rlprune.config import TrialConfig
@@ -18,8 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_INTERRUPTED = 130
+app.command()(sweep)
+app.command()(status)
+app.command()(report)
 
 SetOption = Annotated[
     list[str] | None,
@@ -90,7 +94,7 @@ def evaluate(
 
     Example: rlprune evaluate runs/quickstart --ratio 0.4 --ratio 0.6 --rate 0.5
     """
-    with _clean_errors():
+    with clean_errors():
         from rlprune.cli.evaluate import evaluate_run
 
         evaluate_run(run, ratio or [], rate or [])
@@ -101,7 +105,7 @@ def presets() -> None:
     """List the configurations that come with rlprune."""
     from rlprune.cli.show import list_presets
 
-    with _clean_errors():
+    with clean_errors():
         list_presets()
 
 
@@ -114,7 +118,7 @@ def schema() -> None:
 
 
 def _train(path: Path, out: Path, overrides: list[str], resume: bool) -> None:
-    with _clean_errors():
+    with clean_errors():
         from rlprune.config import load_config
 
         _run(load_config(path, overrides), out, resume, _resume_command(path, out, overrides))
@@ -137,25 +141,8 @@ def _run(config: TrialConfig, out: Path, resume: bool, resume_command: str) -> N
         rows = run_trial(config, out, resume, reporter)
     if rows is None:
         typer.echo(f"Interrupted and saved. Continue with:\n  {resume_command}", err=True)
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     show_results(rows, out)
-
-
-class _clean_errors:
-    """Prints rlprune's own errors without a traceback and exits with their status."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from rlprune.errors import RlpruneError
-
-        if isinstance(error, RlpruneError):
-            typer.echo(f"rlprune: {error}", err=True)
-            sys.exit(error.exit_status)
-        if isinstance(error, KeyboardInterrupt):
-            typer.echo("rlprune: stopped; --resume continues from the last checkpoint.", err=True)
-            sys.exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from rlprune.presets import preset_names, preset_path
+from rlprune.presets import preset_names, preset_path, sweep_names
 from rlprune.report.figures import tradeoff_figure, training_figure
 from rlprune.report.terminal import rich_table
 from rlprune.results import COLUMNS
@@ -129,12 +129,14 @@ def show_results(rows: pd.DataFrame, out: Path) -> None:
 
 
 def list_presets() -> None:
-    """One line per preset: name and purpose (the file's first comment)."""
-    table = Table("preset", "purpose")
-    for name in preset_names():
-        first = preset_path(name).read_text(encoding="utf-8").splitlines()[0]
-        table.add_row(name, escape(first.removeprefix("#").strip()))
-    Console().print(table)
+    """One line per preset, trials and sweeps apart: name and purpose (its first comment)."""
+    console = Console()
+    for kind, names in (("trial", preset_names()), ("sweep", sweep_names())):
+        table = Table(kind, "purpose")
+        for name in names:
+            first = preset_path(name).read_text(encoding="utf-8").splitlines()[0]
+            table.add_row(name, escape(first.removeprefix("#").strip()))
+        console.print(table)
 
 
 def print_schema() -> None:

@@ -1,14 +1,20 @@
 """The one schema of result rows: name, type, unit and meaning of every column.
 
 A row is one evaluation point of one trial: a method at one tradeoff rate R_r and one
-budget, measured at one step. Every file is written and read with :data:`SCHEMA`.
+budget, measured at one step. A table of rows has :data:`SCHEMA`; the files hold it without
+the columns :data:`PARTITIONS`, which are in the names of their folders.
+
+Versions: 2 added ``row_id`` and ``configuration``, made ``checkpoint_uri`` the folder of the
+trial (before: one checkpoint in it) and moved :data:`PARTITIONS` out of the files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -18,7 +24,7 @@ import pyarrow as pa
 
 from rlprune.errors import ResultsError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METHODS = ("learned", "dense", "uniform", "static_l1", "random")
 KEY = (
     "experiment",
@@ -34,6 +40,8 @@ KEY = (
 The configuration's hash is in it, so that runs which share a name but not a
 configuration (seeds, budgets, widths) stay apart when their folders are read together.
 """
+PARTITIONS = ("dataset", "backbone")
+"""Columns that are not in the files but in their folders' names: ``dataset=D/backbone=B``."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Column:
         unit: unit of the values, "" for names.
         meaning: one sentence.
         nullable: whether a value may be missing; ``meaning`` says when it is.
+        since: the version of the schema that added it.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Column:
     unit: str
     meaning: str
     nullable: bool = False
+    since: int = 1
 
 
 _STR, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
@@ -107,15 +117,55 @@ COLUMNS: tuple[Column, ...] = (
     Column("seconds_agents", _FLOAT, "s", "wall time of training the agents"),
     Column("seconds_finetune", _FLOAT, "s", "wall time of fine-tuning this method's network"),
     Column("seconds_evaluate", _FLOAT, "s", "wall time of measuring this point"),
-    Column("checkpoint_uri", _STR, "", "checkpoint the point was measured from", True),
+    Column(
+        "checkpoint_uri",
+        _STR,
+        "",
+        "folder of the trial; its newest checkpoint holds the learned network",
+        True,
+    ),
     Column("config_hash", _STR, "", "hash of the trial's resolved configuration"),
+    Column(
+        "configuration",
+        _STR,
+        "",
+        "JSON object: the trial's resolved configuration; null in rows of version 1",
+        True,
+        since=2,
+    ),
     Column("versions", _STR, "", "JSON object: versions of python, torch, ray and rlprune"),
     Column("created_at", pa.timestamp("us", tz="UTC"), "UTC", "when the row was made"),
+    Column("row_id", _INT, "", "hash of the columns that identify a row", since=2),
 )
 
-SCHEMA: pa.Schema = pa.schema(
-    [pa.field(column.name, column.type, nullable=column.nullable) for column in COLUMNS]
-)
+
+def _schema(columns: Sequence[Column]) -> pa.Schema:
+    return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in columns])
+
+
+SCHEMA: pa.Schema = _schema(COLUMNS)
+"""A table of rows, as :func:`rlprune.results.load` gives it."""
+FILE_SCHEMAS: dict[int, pa.Schema] = {
+    1: _schema([column for column in COLUMNS if column.since == 1]),
+    2: _schema([column for column in COLUMNS if column.name not in PARTITIONS]),
+}
+"""What is inside a file, by version. All of version 1 lies in flat folders."""
+
+
+def row_id(key: Sequence[object]) -> int:
+    """The first 64 bits of a hash of a row's key, as a signed integer.
+
+    Ten million rows share a number with a probability of 3e-6.
+
+    Args:
+        key: values of :data:`KEY`, in this order.
+    """
+    experiment, trial, config_hash, step, method, *floats = key
+    # 1 and 1.0, and 0.0 and -0.0, are the same value of a column of floats
+    plain = [None if x is None else float(x) + 0.0 for x in floats]  # type: ignore[arg-type]
+    names = [experiment, trial, config_hash, operator.index(step), method]  # type: ignore[arg-type]
+    digest = hashlib.sha256(json.dumps([*names, *plain]).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def _now() -> datetime:
@@ -138,8 +188,8 @@ class ResultRow:
     """One evaluation point; :data:`COLUMNS` has the unit and meaning of every field.
 
     Raises:
-        ResultsError: unknown method, per-layer lists of unequal length, or a time without
-            zone.
+        ResultsError: unknown method, no name of dataset or backbone, per-layer lists of
+            unequal length, a step that is no integer, or a time without zone.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -190,8 +240,10 @@ class ResultRow:
     seconds_evaluate: float
     checkpoint_uri: str | None
     config_hash: str
+    configuration: str | None = None
     versions: str = field(default_factory=software_versions)
     created_at: datetime = field(default_factory=_now)
+    row_id: int = field(init=False)
 
     def __post_init__(self) -> None:
         problem = None
@@ -201,8 +253,15 @@ class ResultRow:
             given, wanted = len(getattr(self, name)), len(self.layer_names)
             if given != wanted:
                 problem = f"{name} must have one value per layer ({wanted}, got {given})"
+        for name in PARTITIONS:
+            if getattr(self, name) == "":
+                problem = f"{name} must not be empty"
         if self.created_at.tzinfo is None:
             problem = f"created_at must have a time zone (got {self.created_at!r})"
+        try:
+            object.__setattr__(self, "row_id", row_id(self.row_key))
+        except (TypeError, ValueError) as error:
+            problem = f"{', '.join(KEY)} must have the types of the schema ({error})"
         if problem is not None:
             raise ResultsError(f"result row of trial {self.trial!r}: {problem}")
 

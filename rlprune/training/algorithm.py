@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -139,8 +140,8 @@ class PruningAlgorithm(Algorithm):
     config: PruningAlgorithmConfig
 
     def __init__(self, config: AlgorithmConfig | None = None, *args: Any, **kwargs: Any) -> None:
-        """Arguments: as RLlib's; ``images`` hands over an image set that is loaded already."""
-        self._loaded_images: ImageSet | None = kwargs.pop("images", None)
+        """Arguments: as RLlib's; ``images``: an image set loaded already, or a reference to one."""
+        self._loaded_images: ImageSet | ray.ObjectRef | None = kwargs.pop("images", None)
         super().__init__(config, *args, **kwargs)
 
     @classmethod
@@ -154,7 +155,8 @@ class PruningAlgorithm(Algorithm):
         if trial.resources.cpus is not None:
             torch.set_num_threads(trial.resources.cpus)
         loaded = self._loaded_images or load_image_set(trial.data, trial.seed)
-        self._images_ref, self._loaded_images = ray.put(loaded), None
+        self._images_ref = loaded if isinstance(loaded, ray.ObjectRef) else ray.put(loaded)
+        self._loaded_images = None
         images: ImageSet = ray.get(self._images_ref)  # a view: one copy per node
         setup = setup_trial(trial, images)
         own = self.config.copy(copy_frozen=False)
@@ -391,13 +393,17 @@ class PruningAlgorithm(Algorithm):
         """
         write_checkpoint(checkpoint_dir, self.config.trial, self.get_state())
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
+    def load_checkpoint(self, checkpoint_dir: str, may_differ: Collection[str] = ()) -> None:
         """Restores a folder written by :meth:`save_checkpoint`.
+
+        Args:
+            checkpoint_dir: the folder.
+            may_differ: fields that may have changed, see :func:`read_checkpoint`.
 
         Raises:
             CheckpointError: missing, damaged, or of another configuration.
         """
-        self.set_state(read_checkpoint(checkpoint_dir, self.config.trial))
+        self.set_state(read_checkpoint(checkpoint_dir, self.config.trial, may_differ))
 
 
 def _sample_or_say_why(worker: RolloutWorker, request: SampleRequest) -> list[Chunk] | str:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,8 @@ def _numbered(root: Path) -> list[Path]:
 
 
 def latest_checkpoint(run: str | Path) -> Path | None:
-    """The newest checkpoint folder of a run, None where there is none."""
-    found = _numbered(Path(run) / "checkpoints")
+    """The newest checkpoint folder of a run or of a sweep's trial, None where there is none."""
+    found = _numbered(Path(run) / "checkpoints") or _numbered(Path(run))
     return found[-1] if found else None
 
 
@@ -93,14 +93,23 @@ def read_checkpoint_config(folder: str | Path) -> TrialConfig:
         raise CheckpointError(f"{file}: no checkpoint's configuration ({error}).") from None
 
 
-def read_checkpoint(folder: str | Path, config: TrialConfig) -> dict[str, Any]:
+def read_checkpoint(
+    folder: str | Path, config: TrialConfig, may_differ: Collection[str] = ()
+) -> dict[str, Any]:
     """The state in a checkpoint folder; nothing in it is executed.
+
+    Args:
+        folder: written by :func:`write_checkpoint`.
+        config: the configuration that will go on from it.
+        may_differ: fields (dotted) besides ``resources`` that may have changed since.
 
     Raises:
         CheckpointError: missing, damaged, or written with another configuration.
     """
     stored = read_checkpoint_config(folder)
     comparable = dataclasses.replace(stored, resources=config.resources)
+    for name in may_differ:
+        comparable = _copy_field(config, comparable, name)
     if config_hash(comparable) != config_hash(config):
         changed = _differences(config_to_dict(comparable), config_to_dict(config))
         raise CheckpointError(
@@ -122,6 +131,15 @@ def read_checkpoint(folder: str | Path, config: TrialConfig) -> dict[str, Any]:
             f"{FORMAT_VERSION} is read here). Use the version named in the run's results."
         )
     return dict(state)
+
+
+def _copy_field(source: Any, target: Any, name: str) -> Any:
+    """``target`` with the (dotted) field as in ``source``."""
+    first, _, rest = name.partition(".")
+    value = getattr(source, first)
+    if rest:
+        value = _copy_field(value, getattr(target, first), rest)
+    return dataclasses.replace(target, **{first: value})
 
 
 def _differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:

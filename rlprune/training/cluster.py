@@ -20,7 +20,7 @@ _STORE_HEADROOM = 256 * 1024**2
 
 
 @contextlib.contextmanager
-def private_ray(num_cpus: int, store_bytes: int) -> Iterator[None]:
+def private_ray(num_cpus: int, store_bytes: int, log_to_driver: bool = True) -> Iterator[None]:
     """A Ray instance for this run alone, or the cluster that RAY_ADDRESS names.
 
     Ray 2.60 listens on every interface even when bound to loopback, so the instance gets a
@@ -30,12 +30,13 @@ def private_ray(num_cpus: int, store_bytes: int) -> Iterator[None]:
     Args:
         num_cpus: logical CPUs of the instance.
         store_bytes: what the object store must hold (the images); headroom is added.
+        log_to_driver: whether what workers print is shown here as well as in Ray's logs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
         with _quiet_ray() as ray:
-            ray.init(logging_level=logging.ERROR)
+            ray.init(logging_level=logging.ERROR, log_to_driver=log_to_driver)
             try:
                 yield
             finally:
@@ -48,6 +49,7 @@ def private_ray(num_cpus: int, store_bytes: int) -> Iterator[None]:
             include_dashboard=False,
             object_store_memory=store_bytes + _STORE_HEADROOM,
             logging_level=logging.ERROR,
+            log_to_driver=log_to_driver,
             _node_ip_address="127.0.0.1",
         )
         try:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from rlprune.agents.networks import RuntimeAgent, StaticAgent
-from rlprune.config import TrialConfig
+from rlprune.config import TrainingConfig, TrialConfig
 from rlprune.data import ImageSet
 from rlprune.mdp.reward import PriceCurve
 from rlprune.pruning import Gate
 from rlprune.training import methods
 from rlprune.training.cnn import CnnSchedule, CnnTrainer, GateFactory, reestimate_batchnorm
-from rlprune.training.evaluate import Evaluator, Measurement
+from rlprune.training.evaluate import Evaluator, Measurement, SplitResult
 from rlprune.training.methods import Method
 from rlprune.training.progress import Reporter
 from rlprune.training.setup import TrialSetup, build_network
@@ -84,6 +84,46 @@ def plan_units(config: TrialConfig) -> list[Unit]:
     return units
 
 
+@dataclass(frozen=True)
+class Validation:
+    """The learned policy on the validation images at one R_r and the configured budgets."""
+
+    tradeoff_rate: float
+    result: SplitResult
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps of one phase.
+
+    Attributes:
+        count: steps in all.
+        batch_size: images per step; at most the training images there are.
+    """
+
+    count: int
+    batch_size: int
+
+
+def phase_epochs(training: TrainingConfig, phase: str) -> float:
+    """Epochs of the network's training in one phase, or for one method's network."""
+    importance = training.runtime_importance_epochs + training.static_importance_epochs
+    finetune = training.rounds * training.finetune_epochs
+    return {
+        PRETRAIN: float(training.pretrain_epochs),
+        RUNTIME_IMPORTANCE: float(training.runtime_importance_epochs),
+        STATIC_IMPORTANCE: float(training.static_importance_epochs),
+        "dense": importance + finetune,
+        "static_l1": importance + finetune,
+    }.get(phase, finetune)
+
+
+def phase_steps(training: TrainingConfig, phase: str, images: int) -> Steps:
+    """How many optimizer steps a phase has with ``images`` training images."""
+    size = min(training.batch_size, images)
+    return Steps(round(phase_epochs(training, phase) * max(1, images // size)), size)
+
+
 @dataclass
 class Counters:
     """What the results report about effort.
@@ -133,6 +173,7 @@ class TrialProgram:
         self.random_factors: dict[str, torch.Tensor] = {}
         self.static_scores: list[torch.Tensor] = []
         self.evaluator = Evaluator(images, self.config.evaluation, self.config.seed)
+        self.validations: list[Validation] = []
 
     # ---------------------------------------------------------------- course
 
@@ -161,6 +202,8 @@ class TrialProgram:
                     (unit.index + 1) * self.config.training.updates_per_round
                 )
                 self._train_cnn(unit, self._finetune_gates(self._learned(agent_trainer), unit))
+                if self.config.evaluation.every_round:
+                    self.validations = self._validate(agent_trainer)
             else:
                 self._enter(unit)
                 self._train_cnn(unit, self._gates(unit.phase))
@@ -203,22 +246,9 @@ class TrialProgram:
 
     # -------------------------------------------------------------- CNN training
 
-    def _epochs(self, phase: str) -> float:
-        training = self.config.training
-        importance = training.runtime_importance_epochs + training.static_importance_epochs
-        finetune = training.rounds * training.finetune_epochs
-        return {
-            PRETRAIN: float(training.pretrain_epochs),
-            RUNTIME_IMPORTANCE: float(training.runtime_importance_epochs),
-            STATIC_IMPORTANCE: float(training.static_importance_epochs),
-            "dense": importance + finetune,
-            "static_l1": importance + finetune,
-        }.get(phase, finetune)
-
     def _new_trainer(self, phase: str) -> CnnTrainer:
         training = self.config.training
-        size = min(training.batch_size, len(self.images.train))
-        steps = round(self._epochs(phase) * max(1, len(self.images.train) // size))
+        steps = phase_steps(training, phase, len(self.images.train))
         frozen: tuple[str, ...] = ()
         if phase in (PRETRAIN, "dense", "static_l1"):
             frozen = _PLAIN
@@ -229,7 +259,9 @@ class TrialProgram:
             if phase == PRETRAIN
             else training.finetune_learning_rate
         )
-        schedule = CnnSchedule(rate, steps, size, training.gradient_clip, training.label_smoothing)
+        schedule = CnnSchedule(
+            rate, steps.count, steps.batch_size, training.gradient_clip, training.label_smoothing
+        )
         # Every method sees the same images in the same order.
         seed = [self.config.seed, _SEED_OF_PHASE.get(phase, _SEED_OF_PHASE[ALTERNATE])]
         return CnnTrainer(self.network, self.images, schedule, seed, frozen)
@@ -353,7 +385,39 @@ class TrialProgram:
             self.reporter.advance(f"measure {name}", index + 1, len(self._points(name)), done)
         return results
 
+    def _validate(self, agent_trainer: AgentTrainer) -> list[Validation]:
+        """The learned policy on the validation images, at the configured budgets."""
+        weights = self._weights()
+        method = self._learned(agent_trainer)
+        found = []
+        for rate in self.config.evaluation.tradeoff_rates:
+            point = self.setup.book.point(rate, None)
+            found.append(Validation(rate, self.evaluator.validate(self.network, method, point)))
+            self.network.load_state_dict(weights)
+        return found
+
     # ------------------------------------------------------------------ state
+
+    def pretrained_state(self) -> dict[str, Any] | None:
+        """What pretraining has made, at the moment when it is done; None at any other."""
+        epochs = self.config.training.pretrain_epochs
+        if epochs == 0 or self.position != epochs:
+            return None
+        return {
+            "network": self._weights(),
+            "average_loss": self.average_loss,
+            "images": self.counters.cnn_images[PRETRAIN],
+            "seconds": self.counters.seconds[PRETRAIN],
+        }
+
+    def adopt_pretrained(self, state: dict[str, Any]) -> None:
+        """Skips pretraining: goes on as if this program had made :meth:`pretrained_state`."""
+        self.network.load_state_dict(state["network"])
+        self.average_loss = state["average_loss"]
+        self.counters.cnn_images[PRETRAIN] = state["images"]
+        self.counters.seconds[PRETRAIN] = state["seconds"]
+        self.trainer = None
+        self.position = self.config.training.pretrain_epochs
 
     def prepare_rollouts(self, agent_trainer: AgentTrainer) -> None:
         """Before a round's rollouts: BatchNorm statistics as under the present policy."""

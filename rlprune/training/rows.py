@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
-from rlprune.config import config_hash
+from rlprune.config import config_hash, config_to_dict
 from rlprune.results import ResultRow
 from rlprune.training.evaluate import Measurement
 from rlprune.training.program import (
@@ -60,15 +62,27 @@ def _costs(program: TrialProgram, measured: Measurement) -> dict[str, object]:
 
 
 def result_row(
-    program: TrialProgram, measured: Measurement, experiment: str, checkpoint_uri: str | None
+    program: TrialProgram,
+    measured: Measurement,
+    experiment: str,
+    checkpoint_uri: str | None,
+    trial: str | None = None,
 ) -> ResultRow:
-    """One row; ``step`` is the program's position, so that a repeated unit overwrites it."""
+    """One row; ``step`` is the program's position, so that a repeated unit overwrites it.
+
+    Args:
+        program: the trial.
+        measured: the evaluation point.
+        experiment: name of the run or sweep.
+        checkpoint_uri: folder of the trial, None if it has none.
+        trial: the trial's name in the experiment; None: the configuration's name.
+    """
     config, point, learned = program.config, measured.point, measured.method == LEARNED
     unpruned = measured.method == "dense"
     fixed = unpruned or measured.method == "static_l1"
     return ResultRow(
         experiment=experiment,
-        trial=config.name,
+        trial=config.name if trial is None else trial,
         step=program.position,
         method=measured.method,
         seed=config.seed,
@@ -93,6 +107,7 @@ def result_row(
         seconds_evaluate=measured.seconds,
         checkpoint_uri=checkpoint_uri,
         config_hash=config_hash(config),
+        configuration=json.dumps(config_to_dict(config), sort_keys=True),
         **_effort(program, measured.method),  # type: ignore[arg-type]
         **_costs(program, measured),  # type: ignore[arg-type]
     )

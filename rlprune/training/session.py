@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from rlprune import files
 from rlprune.config import TrialConfig, config_to_dict
 from rlprune.data import ImageSet, load_image_set
 from rlprune.errors import CheckpointError, RlpruneError
@@ -215,13 +217,13 @@ def _run(
             reporter.note(f"Resumed from {checkpoint}.")
         while not program.finished and not reporter.stop.is_set():
             algorithm.train()
-            uri = str(folder.checkpoints / f"checkpoint_{program.position:06d}")
+            uri = str(folder.root)
             rows = [result_row(program, m, config.name, uri) for m in algorithm.measurements]
             if rows:
                 write_rows(folder.results, rows)
             save_numbered(folder.checkpoints, program.position, algorithm.save_checkpoint)
             if program.history:
-                _write_updates(folder.updates, program.history)
+                write_updates(folder.updates, program.history)
         return bool(program.finished)
     finally:
         algorithm.stop()
@@ -238,7 +240,8 @@ def _build(config: TrialConfig, images: ImageSet) -> Any:
         raise RlpruneError(f"A rollout worker could not start: {error}") from error
 
 
-def _write_updates(path: Path, history: list[dict[str, float]]) -> None:
-    hidden = path.with_name("." + path.name)
-    pd.DataFrame(history).to_parquet(hidden, index=False)
-    hidden.replace(path)
+def write_updates(path: str | Path, history: list[dict[str, float]]) -> None:
+    """Writes one row per PPO update to a Parquet file (a path or URI), whole or not at all."""
+    buffer = io.BytesIO()
+    pd.DataFrame(history).to_parquet(buffer, index=False)
+    files.write_whole(path, buffer.getvalue())

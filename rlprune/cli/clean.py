@@ -1,0 +1,26 @@
+"""How commands end: rlprune's own errors without a traceback, and exit statuses."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+INTERRUPTED = 130
+
+
+class clean_errors:
+    """Prints rlprune's own errors without a traceback and exits with their status."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from rlprune.errors import RlpruneError
+
+        if isinstance(error, RlpruneError):
+            typer.echo(f"rlprune: {error}", err=True)
+            sys.exit(error.exit_status)
+        if isinstance(error, KeyboardInterrupt):
+            typer.echo("rlprune: stopped; --resume continues from the last checkpoint.", err=True)
+            sys.exit(INTERRUPTED)

@@ -1,0 +1,186 @@
+"""``rlprune sweep`` and ``rlprune status``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlprune.cli.clean import INTERRUPTED, clean_errors
+
+if TYPE_CHECKING:
+    from rlprune.sweep.spec import SweepSpec
+    from rlprune.sweep.status import SweepStatus
+
+
+def sweep(
+    spec: Annotated[
+        str | None, typer.Argument(help="YAML file, or the name of a preset (rlprune presets).")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting: --set trial.training.rounds=8."),
+    ] = None,
+    storage_path: Annotated[
+        str | None,
+        typer.Option(help="Folder or URI (s3://bucket/folder) in which the experiment's lies."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Go on with the experiment in this folder or URI."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the trials and what they need; start nothing.")
+    ] = False,
+) -> None:
+    """Sweep budgets, backbones, seeds or any other setting with Ray Tune.
+
+    Every trial trains a pruned network with all its baselines; the rows of all trials lie in
+    one Parquet folder. Ctrl-C or a crash loses nothing: --resume keeps finished trials,
+    continues interrupted ones from their checkpoints and tries failed ones again.
+
+    Examples:
+      rlprune sweep sweep_digits --dry-run
+
+      rlprune sweep sweep_digits --set name=first
+
+      rlprune sweep --resume runs/first
+    """
+    with clean_errors():
+        from rlprune.sweep.run import experiment_uri, read_spec
+
+        loaded = _load(spec, overrides or [], storage_path, resume)
+        if dry_run:
+            _dry_run(loaded)
+            return
+        uri = experiment_uri(loaded)
+        if resume is not None:
+            read_spec(uri)
+        _run(loaded, uri, resume is not None)
+
+
+def status(
+    experiment: Annotated[str, typer.Argument(help="Folder or URI of an experiment.")],
+) -> None:
+    """Show what a sweep is doing or has done, from its files alone.
+
+    Works while it runs, after it was killed, and from any machine that sees the folder.
+
+    Example: rlprune status runs/sweep_digits
+    """
+    with clean_errors():
+        import time
+
+        from rich.console import Console
+
+        from rlprune.cli.watch import duration, failure_table, state_counts, status_table
+        from rlprune.sweep import status as states
+        from rlprune.sweep.layout import absolute
+        from rlprune.sweep.status import read_status
+
+        uri = absolute(experiment)
+        found = read_status(uri)
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(status_table(found, uri))
+        console.print(state_counts(found))
+        failed = found.in_state(states.FAILED)
+        if failed:
+            console.print(failure_table(failed, uri))
+        age = duration(time.time() - found.updated)
+        if found.silent or (not found.running and _unfinished(found)):
+            console.print(
+                f"Nothing runs (last news {age} ago). Go on with: rlprune sweep --resume {uri}",
+                soft_wrap=True,
+            )
+        elif found.running:
+            console.print(f"Running; last news {age} ago.")
+
+
+def _load(
+    spec: str | None, overrides: list[str], storage_path: str | None, resume: str | None
+) -> SweepSpec:
+    from rlprune.errors import ConfigError, Problem
+    from rlprune.sweep.layout import absolute
+    from rlprune.sweep.run import read_spec
+    from rlprune.sweep.spec import load_spec
+
+    if resume is not None:
+        given = [spec, *overrides, storage_path]
+        if any(value is not None for value in given):
+            remedy = "Give only --resume DIR: the specification lies in the folder."
+            rule = "cannot be combined with a specification or overrides"
+            raise ConfigError([Problem("--resume", rule, resume, remedy)])
+        return read_spec(absolute(resume))
+    if spec is None:
+        remedy = "For example: rlprune sweep sweep_digits."
+        raise ConfigError([Problem("SPEC", "must be given (or --resume DIR)", None, remedy)])
+    if storage_path is not None:
+        overrides = [*overrides, f"storage_path={storage_path}"]
+    return load_spec(spec, overrides)
+
+
+def _dry_run(spec: SweepSpec) -> None:
+    from rich.console import Console
+
+    from rlprune.sweep.plan import check_schedulable, plan_sweep, print_plan
+    from rlprune.sweep.run import available_nodes
+
+    plan = plan_sweep(spec)
+    print_plan(plan, Console(width=None if sys.stdout.isatty() else 200))
+    check_schedulable(plan, available_nodes())
+
+
+def _run(spec: SweepSpec, uri: str, resume: bool) -> None:
+    from rich.console import Console
+
+    from rlprune.cli.watch import SweepView, failure_table, state_counts
+    from rlprune.sweep import status as states
+    from rlprune.sweep.run import run_sweep
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    with SweepView(uri) as view:
+        view.console.print(
+            f"Experiment {uri}; watch it with: rlprune status {uri}",
+            soft_wrap=True,
+            highlight=False,
+        )
+        found = run_sweep(spec, resume, view)
+    console.print(state_counts(found))
+    _show_next(uri, console)
+    failed = found.in_state(states.FAILED)
+    if failed:
+        console.print(failure_table(failed, uri))
+        console.print(f"Try them again with: rlprune sweep --resume {uri}", soft_wrap=True)
+        raise typer.Exit(1)
+    if _unfinished(found):
+        typer.echo(f"Interrupted. Continue with:\n  rlprune sweep --resume {uri}", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+def _unfinished(found: SweepStatus) -> bool:
+    from rlprune.sweep.status import OVER
+
+    counts = found.counts()
+    return sum(counts.values()) > sum(counts[state] for state in OVER)
+
+
+def _show_next(uri: str, console: object) -> None:
+    """The table of what was measured, and the commands to go on with."""
+    from rich.console import Console
+
+    from rlprune import files
+    from rlprune.report.terminal import rich_table
+    from rlprune.results import load
+    from rlprune.sweep.layout import results
+
+    assert isinstance(console, Console)
+    if not files.list_files(results(uri), ".parquet"):
+        return
+    rows = load(uri)
+    if rows["trial"].nunique() <= 12:
+        console.print(rich_table(rows, f"{Path(uri).name}, test images"))
+    console.print(f"Rows:   pandas.read_parquet({results(uri)!r})", soft_wrap=True)
+    console.print(f"Front:  rlprune pareto {uri}", soft_wrap=True)
+    console.print(f"Page:   rlprune report {uri} -o report.html", soft_wrap=True)

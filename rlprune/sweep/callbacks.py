@@ -1,0 +1,117 @@
+"""What the driver of a sweep notes down and shows while Tune works."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+
+from rlprune.errors import FileAccessError, RlpruneError
+from rlprune.sweep import status as states
+from rlprune.sweep.status import SweepStatus
+
+_WRITE_SECONDS = 5.0
+_METRICS = ("validation_accuracy", "validation_loss", "storage_bytes", "macs_mean", "macs_max")
+
+
+class StatusKeeper(tune.Callback):
+    """Keeps ``status.json`` up to date and tells whoever watches.
+
+    Args:
+        status: of the sweep; changed in place.
+        uri: the experiment's folder.
+        watch: called after every change and at every step of Tune, at most a few times a
+            second.
+        deadline: monotonic seconds at which Tune will stop everything; None: never.
+        also_save: called after every write of the status.
+    """
+
+    def __init__(
+        self,
+        status: SweepStatus,
+        uri: str,
+        watch: Callable[[SweepStatus], None],
+        deadline: float | None,
+        also_save: Callable[[], None] | None,
+    ) -> None:
+        self.status = status
+        self._also_save = also_save
+        self._uri = uri
+        self._watch = watch
+        self._deadline = deadline
+        self._next_write = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles callbacks into its own files, which are never read again."""
+        return {"uri": self._uri}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial runs."""
+        self._set(trial, states.RUNNING)
+        self._write()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """The trial has finished a unit."""
+        state = self._set(trial, states.RUNNING)
+        state.phase, state.unit, state.units = result["phase"], result["unit"], result["units"]
+        state.metrics = {name: float(result[name]) for name in _METRICS if name in result}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial is over: at its end, or because scheduler or time limit stopped it."""
+        result = trial.last_result or {}
+        if result.get("finished"):
+            self._set(trial, states.FINISHED)
+        elif self._deadline is not None and time.monotonic() >= self._deadline:
+            self._set(trial, states.INTERRUPTED)
+        else:
+            self._set(trial, states.STOPPED)
+        self._write()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial has failed and will be tried again."""
+        self._failed(trial, states.PENDING)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial has failed for good."""
+        self._failed(trial, states.FAILED)
+        self._write()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """A sign of life."""
+        if time.monotonic() > self._next_write:
+            self._write()
+        self._watch(self.status)
+
+    def _failed(self, trial: Any, state: str) -> None:
+        entry = self._set(trial, state)
+        entry.failures += 1
+        entry.reason = reason(trial)
+
+    def _set(self, trial: Any, state: str) -> states.TrialState:
+        entry = self.status.trial(trial.config["point"]["name"])
+        entry.state, entry.updated = state, time.time()
+        return entry
+
+    def _write(self) -> None:
+        """A full disk must not end trials that could still be saved: the next write tries again."""
+        self.status.updated = time.time()
+        self._next_write = time.monotonic() + _WRITE_SECONDS
+        with contextlib.suppress(FileAccessError):
+            self.status.write(self._uri)
+            if self._also_save is not None:
+                self._also_save()
+
+
+def reason(trial: Any) -> str:
+    """The last line of a failed trial's traceback, or its own error's message."""
+    error = trial.get_error() if hasattr(trial, "get_error") else None
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, RlpruneError):
+        return " ".join(str(cause).split())
+    lines = [line.strip() for line in str(error or "unknown").splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown"
