@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from rlprune.errors import ResultsError
 from rlprune.results import load
 from rlprune.results.pareto import pareto_front
+from rlprune.sweep import layout
 from rlprune.sweep import status as states
 from rlprune.sweep.status import SweepStatus, TrialState
 
@@ -217,9 +219,11 @@ def _best_rows(uri: str) -> dict[str, str]:
 
 def failure_table(failed: list[TrialState], uri: str) -> Table:
     """Which trials failed, why, and where the log is."""
-    from rlprune.sweep import layout
-
-    table = Table("failed trial", "why", "log", title="Failed trials")
+    table = Table(title="Failed trials", caption=f"Logs lie below {uri}")
+    table.add_column("failed trial", overflow="fold")
+    table.add_column("why", overflow="fold")
+    table.add_column("log", overflow="fold")
     for trial in failed:
-        table.add_row(escape(trial.name), escape(trial.reason), layout.error(uri, trial.name))
+        log = os.path.relpath(layout.error(uri, trial.name), uri)
+        table.add_row(escape(trial.name), escape(trial.reason), escape(log))
     return table

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from rlprune.errors import FileAccessError, RlpruneError
+from rlprune.errors import FileAccessError
 from rlprune.sweep import status as states
 from rlprune.sweep.status import SweepStatus
 
@@ -43,6 +45,7 @@ class StatusKeeper(tune.Callback):
         self._watch = watch
         self._deadline = deadline
         self._next_write = 0.0
+        self._unexplained: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles callbacks into its own files, which are never read again."""
@@ -81,16 +84,27 @@ class StatusKeeper(tune.Callback):
         self._failed(trial, states.FAILED)
         self._write()
 
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """The last word."""
+        self._explain()
+        self._write()
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """A sign of life."""
+        self._explain()
         if time.monotonic() > self._next_write:
             self._write()
         self._watch(self.status)
 
     def _failed(self, trial: Any, state: str) -> None:
-        entry = self._set(trial, state)
-        entry.failures += 1
-        entry.reason = reason(trial)
+        self._set(trial, state).failures += 1
+        self._unexplained.append(trial)
+
+    def _explain(self) -> None:
+        """Notes why trials failed; Tune writes that down after it has called back."""
+        while self._unexplained:
+            trial = self._unexplained.pop()
+            self.status.trial(trial.config["point"]["name"]).reason = reason(trial)
 
     def _set(self, trial: Any, state: str) -> states.TrialState:
         entry = self.status.trial(trial.config["point"]["name"])
@@ -108,10 +122,10 @@ class StatusKeeper(tune.Callback):
 
 
 def reason(trial: Any) -> str:
-    """The last line of a failed trial's traceback, or its own error's message."""
-    error = trial.get_error() if hasattr(trial, "get_error") else None
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, RlpruneError):
-        return " ".join(str(cause).split())
-    lines = [line.strip() for line in str(error or "unknown").splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown"
+    """Why a trial failed last: the last line of the log that Tune has written."""
+    try:
+        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+    except (OSError, TypeError):
+        return "unknown; see Ray's logs"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return re.sub(r"^rlprune\.errors\.\w+: ", "", lines[-1]) if lines else "unknown"

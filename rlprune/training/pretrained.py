@@ -27,8 +27,8 @@ def images_digest(images: ImageSet) -> str:
     """SHA-256 of what pretraining sees of an image set: training images, labels, scaling."""
     digest = hashlib.sha256()
     digest.update(str(images.train.images.shape).encode())
-    digest.update(memoryview(np.ascontiguousarray(images.train.images)))
-    digest.update(memoryview(np.ascontiguousarray(images.train.labels)))
+    digest.update(np.ascontiguousarray(images.train.images).data)
+    digest.update(np.ascontiguousarray(images.train.labels).data)
     digest.update(repr((images.mean, images.std, images.augmentation)).encode())
     return digest.hexdigest()
 

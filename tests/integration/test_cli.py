@@ -15,17 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import TINY
-
-UNEQUAL = [
-    "seconds_pretrain",
-    "seconds_importance",
-    "seconds_agents",
-    "seconds_finetune",
-    "seconds_evaluate",
-    "created_at",
-    "checkpoint_uri",
-]
-
+from processes import comparable, finish, kill_tree, start
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
@@ -36,43 +26,6 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-def start(*arguments: str | Path, cwd: Path, hash_seed: int = 0) -> subprocess.Popen[str]:
-    """In a process group of its own; results must not depend on Python's hash seed."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "rlprune.cli.main", *map(str, arguments)],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(hash_seed)},
-    )
-
-
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=timeout)
-    return process.returncode, out, err
-
-
-def kill_tree(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for the command and for every Ray process that it started."""
-    import psutil
-
-    tree = [psutil.Process(process.pid)]
-    tree += tree[0].children(recursive=True)
-    for member in tree:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            pass
-    process.communicate(timeout=30)
-
-
-def comparable(run: Path) -> pd.DataFrame:
-    frame = pd.read_parquet(run / "results").drop(columns=UNEQUAL)
-    return frame.sort_values(["method", "tradeoff_rate"]).reset_index(drop=True)
 
 
 def test_help_and_presets_answer_fast(tmp_path: Path) -> None:
@@ -134,7 +87,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, config: Path) -> N
         resume = ["--resume"]
     code, out, err = finish(start("train", config, "--out", "hit", "--resume", cwd=tmp_path))
     assert code == 0, err
-    pd.testing.assert_frame_equal(comparable(tmp_path / "hit"), comparable(tmp_path / "calm"))
+    pd.testing.assert_frame_equal(comparable(tmp_path / "hit" / "results"), comparable(tmp_path / "calm" / "results"))
     assert "learned" in out and "uniform" in out
     assert (tmp_path / "hit" / "tradeoff.png").stat().st_size > 10_000
     assert (tmp_path / "hit" / "training.png").stat().st_size > 10_000

@@ -27,6 +27,17 @@ def test_found_in_both_places(folders: tuple[Path, Path], place: int) -> None:
     assert presets.preset_names() == ["quickstart"]
 
 
+def test_sweeps_are_listed_apart_from_trials(folders: tuple[Path, Path]) -> None:
+    folders[1].mkdir()
+    for name in ("sweep_digits", "quickstart", "sweep_b", "sweeping"):
+        (folders[1] / f"{name}.yaml").touch()
+    assert presets.preset_names() == ["quickstart", "sweeping"]
+    assert presets.sweep_names() == ["sweep_b", "sweep_digits"]
+    assert presets.preset_path("sweep_b") == folders[1] / "sweep_b.yaml"
+    with pytest.raises(ConfigError, match=r"'sweep_digit'\)\. Use one of: sweep_digits"):
+        presets.preset_path("sweep_digit")
+
+
 def test_unknown_name_lists_the_nearest(folders: tuple[Path, Path]) -> None:
     folders[1].mkdir()
     for name in ("quickstart", "cifar10_resnet20"):
