@@ -104,10 +104,10 @@ class StatusKeeper(tune.Callback):
         """Notes why trials failed; Tune writes that down after it has called back."""
         while self._unexplained:
             trial = self._unexplained.pop()
-            self.status.trial(trial.config["point"]["name"]).reason = reason(trial)
+            self.status.trial(str(trial)).reason = reason(trial)
 
     def _set(self, trial: Any, state: str) -> states.TrialState:
-        entry = self.status.trial(trial.config["point"]["name"])
+        entry = self.status.trial(str(trial))
         entry.state, entry.updated = state, time.time()
         return entry
 

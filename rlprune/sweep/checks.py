@@ -211,7 +211,7 @@ def _scheduler_problems(spec: SweepSpec, domains: Mapping[str, Domain]) -> list[
     scheduler, found = spec.scheduler, []
     where = "scheduler.mutations"
     if scheduler.name == "pbt":
-        found += _mutation_problems(spec, domains)
+        found += _mutation_problems(spec, domains) + _population_problems(domains)
         if spec.search.algorithm == "optuna":
             remedy = "Use search.algorithm: random, or scheduler.name: asha."
             rule = "pbt replaces the settings that a searcher has proposed"
@@ -227,6 +227,15 @@ def _scheduler_problems(spec: SweepSpec, domains: Mapping[str, Domain]) -> list[
             remedy = "Lower it, or use scheduler.name: none."
             found.append(Problem("scheduler.grace_rounds", rule, scheduler.grace_rounds, remedy))
     return found
+
+
+def _population_problems(domains: Mapping[str, Domain]) -> list[Problem]:
+    """Population-based training copies all of a trial into another: they must be alike."""
+    rule = "pbt lets a trial go on as a copy of another one, so trials may not differ in it"
+    remedy = f"Run one sweep for each value; trials may differ in {', '.join(MUTABLE)}."
+    return [
+        Problem(f"space.{name}", rule, name, remedy) for name in domains if name not in MUTABLE
+    ]
 
 
 def _mutation_problems(spec: SweepSpec, domains: Mapping[str, Domain]) -> list[Problem]:

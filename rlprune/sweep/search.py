@@ -90,6 +90,12 @@ class OptunaJournal:
         """
         from ray.tune.search.optuna import OptunaSearch
 
+        class JournalledSearch(OptunaSearch):
+            """Tune would pickle the searcher again and again; the journal has all of it."""
+
+            def save(self, checkpoint_path: str) -> None:
+                Path(checkpoint_path).touch()
+
         search = self._spec.search
         samplers = self._optuna.samplers
         sampler = {
@@ -97,7 +103,7 @@ class OptunaJournal:
             "nsga2": lambda: samplers.NSGAIISampler(seed=search.seed),
             "random": lambda: samplers.RandomSampler(seed=search.seed),
         }[search.sampler]()
-        return OptunaSearch(
+        return JournalledSearch(
             space=define,
             metric=[objective.metric for objective in search.objectives],
             mode=[objective.mode for objective in search.objectives],

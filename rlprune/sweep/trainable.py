@@ -36,10 +36,17 @@ _RENEW_SECONDS = 10.0
 _CHECKPOINT = re.compile(r"checkpoint_(\d{6})")
 
 
-def trial_of(config: dict[str, Any]) -> TrialConfig:
-    """The configuration of a point, with what a scheduler has changed since."""
+def trial_of(config: dict[str, Any], name: str) -> TrialConfig:
+    """The configuration of a point, with what a scheduler has changed since.
+
+    Args:
+        config: as Tune hands it over; population-based training replaces all of it by
+            that of a better trial.
+        name: of the trial itself, which stays.
+    """
     values = copy.deepcopy(config["point"]["trial"])
-    for field, value in config.get("mutate", {}).items():
+    values["name"] = name
+    for field, value in config["point"]["mutate"].items():
         set_field(values, field, value)
     return config_from_dict(values)
 
@@ -79,9 +86,9 @@ class TrialTrainable(tune.Trainable):
     where it stopped in a new session as well, and nothing of Tune's own (pickled) state
     has to be read.
 
-    Config keys: ``point`` (name, trial: the resolved configuration), ``sweep`` (name, uri,
-    pretrained: folder of the cache, tradeoff_rate), and ``mutate`` (scheduler's values for
-    fields of a running trial). ``shared``: handle of :class:`SharedData`.
+    Config keys: ``point`` (name, trial: the resolved configuration, mutate: fields that the
+    scheduler changes while the trial runs, bundles) and ``sweep`` (name, uri, pretrained:
+    folder of the cache, tradeoff_rate). ``shared``: handle of :class:`SharedData`.
     """
 
     @classmethod
@@ -94,7 +101,7 @@ class TrialTrainable(tune.Trainable):
         if shared is not None:
             self._shared = shared
         self._sweep = config["sweep"]
-        self._trial = trial_of(config)
+        self._trial = trial_of(config, self.trial_name)
         self._folder = files.join(self._sweep["uri"], self._trial.name)
         self._build()
         self._saves = 0

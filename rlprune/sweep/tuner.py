@@ -26,6 +26,7 @@ from rlprune.sweep.status import OVER, SweepStatus
 from rlprune.sweep.trainable import TrialTrainable
 
 _ROUND = "round"
+_KEPT_FOR_OTHERS = 6
 
 
 def fit(
@@ -73,6 +74,11 @@ def _name_of(trial: Any) -> str:
     return str(trial.config["point"]["name"])
 
 
+def _checkpoints_kept(spec: SweepSpec) -> int:
+    """Population-based training copies checkpoints of other trials some time after the fact."""
+    return max(spec.checkpoints.keep, _KEPT_FOR_OTHERS if spec.scheduler.name == "pbt" else 1)
+
+
 def _run_config(spec: SweepSpec, uri: str, callbacks: list[Any]) -> Any:
     storage_path, name = layout.split(uri)
     return tune.RunConfig(
@@ -84,7 +90,7 @@ def _run_config(spec: SweepSpec, uri: str, callbacks: list[Any]) -> Any:
             fail_fast=spec.stop.fail_fast,
         ),
         checkpoint_config=tune.CheckpointConfig(
-            num_to_keep=spec.checkpoints.keep, checkpoint_at_end=True
+            num_to_keep=_checkpoints_kept(spec), checkpoint_at_end=True
         ),
         sync_config=tune.SyncConfig(sync_artifacts=True),
         verbose=0,
@@ -110,8 +116,6 @@ def _space(
             _point(spec, trial.name, trial.values) for trial in plan.trials if not over(trial.name)
         ]
         space = {"point": tune.grid_search(points), "sweep": sweep}
-        if spec.scheduler.name == "pbt":
-            space["mutate"] = _initial_mutations(spec, points)
         return space, None, None, min(1, len(points))
     journal = OptunaJournal(spec, uri)
     again = journal.unfinished(over)
@@ -132,12 +136,14 @@ def _space(
 
 def _point(spec: SweepSpec, name: str, values: dict[str, Any]) -> dict[str, Any]:
     config = trial_config(spec, values, name)
-    return {"name": name, "trial": config_to_dict(config), "bundles": bundles(spec, config)}
-
-
-def _initial_mutations(spec: SweepSpec, points: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the scheduler may change, at the values that the trials start with."""
-    return {field: get_field(points[0]["trial"], field) for field in spec.scheduler.mutations}
+    trial = config_to_dict(config)
+    return {
+        "name": name,
+        "trial": trial,
+        "bundles": bundles(spec, config),
+        # What a scheduler may change while the trial runs, at the values that it starts with.
+        "mutate": {field: get_field(trial, field) for field in spec.scheduler.mutations},
+    }
 
 
 def _scheduler(spec: SweepSpec, plan: SweepPlan) -> Any:
@@ -162,7 +168,9 @@ def _scheduler(spec: SweepSpec, plan: SweepPlan) -> Any:
         mode=settings.mode,
         perturbation_interval=settings.perturbation_rounds,
         hyperparam_mutations={
-            "mutate": {field: _tune_domain(domain) for field, domain in mutations.items()}
+            "point": {
+                "mutate": {field: _tune_domain(domain) for field, domain in mutations.items()}
+            }
         },
         require_attrs=False,
     )

@@ -261,8 +261,8 @@ def test_optunas_points_are_only_examples() -> None:
 def test_population_based_training_needs_a_population() -> None:
     scheduler = {"name": "pbt", "mutations": {"agents.clip": {"uniform": [0.1, 0.3]}}}
     with pytest.raises(ConfigError, match="must have at least two trials for pbt"):
-        plan_of({"seed": {"grid": [0]}}, scheduler=scheduler)
-    assert plan_of({"seed": {"grid": [0, 1]}}, scheduler=scheduler).count == 2
+        plan_of({"agents.clip": {"grid": [0.2]}}, scheduler=scheduler)
+    assert plan_of({"agents.clip": {"grid": [0.1, 0.2]}}, scheduler=scheduler).count == 2
 
 
 # --- refusals -------------------------------------------------------------------------------

@@ -377,26 +377,32 @@ def test_asha_must_be_able_to_stop_something() -> None:
 
 
 def test_what_population_based_training_may_change() -> None:
+    clips = {"agents.clip": {"grid": [0.1, 0.2]}}
+
     def pbt(mutations: dict[str, Any], **values: Any) -> Problem:
+        values = {"space": clips, **values}
         return only_problem(scheduler={"name": "pbt", "mutations": mutations}, **values)
 
     for field in MUTABLE:
         assert field in trial_fields()
     good = {"agents.learning_rate": {"loguniform": [1e-4, 1e-2]}}
-    assert spec_of(scheduler={"name": "pbt", "mutations": good}).scheduler.mutations == good
+    accepted = spec_of(scheduler={"name": "pbt", "mutations": good}, space=clips)
+    assert accepted.scheduler.mutations == good
     assert "must name at least one" in pbt({}).rule
     wrong = pbt({"agents.hidden": {"choice": [4, 8]}})
     assert wrong.field == "scheduler.mutations.agents.hidden"
     assert all(field in wrong.remedy for field in MUTABLE)
     assert "must be a domain to draw from" in pbt({"agents.clip": {"grid": [0.1]}}).rule
     assert "low must be below high" in pbt({"agents.clip": {"uniform": [0.3, 0.1]}}).rule
-    depends = pbt(good, space={"agents.clip": {"times": ["agents.learning_rate", 2]}, **GRID})
+    depends = pbt(good, space={"agents.clip": {"times": ["agents.learning_rate", 2]}})
     assert "depends on a setting that changes" in depends.rule
     unused = only_problem(scheduler={"mutations": good})
     assert unused.remedy == "Leave it out, or set scheduler.name: pbt."
-    space = {"seed": {"randint": [0, 9]}}
+    drawn = {"agents.clip": {"uniform": [0.1, 0.3]}}
     search = {"algorithm": "optuna"}
-    assert "replaces the settings" in pbt(good, space=space, search=search).rule
+    assert "replaces the settings" in pbt(good, space=drawn, search=search).rule
+    copied = pbt(good, space={"seed": {"grid": [0, 1]}})
+    assert copied.field == "space.seed" and "trials may not differ" in copied.rule
 
 
 @pytest.mark.parametrize(
