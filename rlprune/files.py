@@ -50,9 +50,14 @@ _ERRNO_REMEDIES = {
     errno.EPERM: "Change the permissions or choose another place.",
     errno.EROFS: "Choose a place that can be written.",
     errno.ENOENT: "Check the spelling.",
+    errno.EEXIST: "A part of the path is a file: choose another place.",
     errno.ENOTDIR: "A part of the path is a file: choose another place.",
+    errno.EISDIR: "It is a folder: choose another name.",
     errno.ENAMETOOLONG: "Choose shorter names.",
 }
+
+
+_READS = 20
 
 
 @dataclass(frozen=True)
@@ -140,15 +145,25 @@ def exists(uri: str | Path) -> bool:
 
 
 def read_whole(uri: str | Path) -> bytes:
-    """All bytes of a file.
+    """All bytes of a file, of one version of it: also while it is replaced.
 
     Raises:
         FileAccessError: it is not there or cannot be read; names URI, reason and remedy.
     """
     found, path = filesystem(uri)
-    with _errors(uri, "cannot be read"), found.open_input_stream(path) as stream:
-        data: bytes = stream.read()
-    return data
+    with _errors(uri, "cannot be read"):
+        for _ in range(_READS):
+            before = found.get_file_info(path)
+            with found.open_input_stream(path) as stream:
+                data: bytes = stream.read()
+            # Locally an open file stays what it was. An object store is asked twice, for the
+            # size and for the bytes, and may answer for two versions.
+            after = before if is_local(found) else found.get_file_info(path)
+            if (after.size, after.mtime_ns) == (before.size, before.mtime_ns) and (
+                is_local(found) or len(data) == before.size
+            ):
+                return data
+    raise FileAccessError(f"{os.fspath(uri)}: cannot be read (it keeps changing). Try later.")
 
 
 def write_whole(uri: str | Path, data: bytes | pa.Buffer) -> None:

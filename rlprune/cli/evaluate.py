@@ -7,7 +7,7 @@ from pathlib import Path
 from rlprune.cli.show import TerminalReporter, show_results
 from rlprune.errors import ConfigError, Problem
 from rlprune.results import load_rows, write_rows
-from rlprune.training.checkpoint import latest_checkpoint
+from rlprune.sweep import layout
 from rlprune.training.program import LEARNED
 from rlprune.training.restore import load_run
 from rlprune.training.rows import result_row
@@ -28,6 +28,14 @@ def _check(ratios: list[float], rates: list[float]) -> None:
         raise ConfigError(problems)
 
 
+def _home(run: Path, name: str) -> tuple[str, Path]:
+    """Experiment and results folder of a run: a sweep's trials keep their rows together."""
+    sweep = run.absolute().parent
+    if Path(layout.spec(str(sweep))).exists():
+        return sweep.name, Path(layout.results(str(sweep)))
+    return name, run / "results"
+
+
 def evaluate_run(run: Path, ratios: list[float], rates: list[float]) -> None:
     """Measures the learned policy at the given budgets and rates, and shows all rows.
 
@@ -43,17 +51,18 @@ def evaluate_run(run: Path, ratios: list[float], rates: list[float]) -> None:
     program.position = 1 + next(
         index for index, unit in enumerate(program.units) if unit.phase == LEARNED
     )
-    uri = str(latest_checkpoint(run))
     weights = program.snapshots[LEARNED]
+    experiment, results = _home(run, learned.config.name)
     rows = []
     with TerminalReporter() as reporter:
         reporter.phase("measure learned", 0, len(points))
         for index, point in enumerate(points):
             learned.network.load_state_dict(weights)
             measured = program.evaluator.measure(learned.network, learned.method, point)
-            rows.append(result_row(program, measured, learned.config.name, uri))
+            rows.append(result_row(program, measured, experiment, str(run.absolute())))
             reporter.advance(
                 "measure learned", index + 1, len(points), {"accuracy": measured.test.accuracy}
             )
-    write_rows(run / "results", rows)
-    show_results(load_rows(run / "results"), run)
+    write_rows(results, rows)
+    everything = load_rows(results)
+    show_results(everything[everything["trial"] == learned.config.name], run, results)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlprune.cli.clean import INTERRUPTED, clean_errors
+from rlprune.cli.pareto import pareto
 from rlprune.cli.report import report
+from rlprune.cli.results import app as results
 from rlprune.cli.sweep import status, sweep
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ app = typer.Typer(
 )
 app.command()(sweep)
 app.command()(status)
+app.command()(pareto)
 app.command()(report)
+app.add_typer(results, name="results")
 
 SetOption = Annotated[
     list[str] | None,

@@ -44,8 +44,7 @@ def report(
 ) -> None:
     """Write one HTML page of an experiment: fronts, comparisons, learning curves, all points.
 
-    The page needs no network and no server: it can be mailed. Reads the rows only, so it
-    also works while a sweep runs.
+    The page needs no network and no server. It can be made while a sweep still runs.
 
     Examples:
       rlprune report runs/sweep_digits -o report.html --open

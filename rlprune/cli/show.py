@@ -106,8 +106,14 @@ class TerminalReporter(Reporter):
         self._progress.console.print(escape(text), highlight=False)
 
 
-def show_results(rows: pd.DataFrame, out: Path) -> None:
-    """Prints the table and where pictures, rows and checkpoints are."""
+def show_results(rows: pd.DataFrame, out: Path, results: Path | None = None) -> None:
+    """Prints the table and where pictures, rows and checkpoints are.
+
+    Args:
+        rows: of one run.
+        out: its folder.
+        results: where the rows lie; None: in the run's folder.
+    """
     folder = RunFolder(out)
     pictures = [tradeoff_figure(rows, out / "tradeoff.png")]
     if folder.updates.exists():
@@ -121,7 +127,9 @@ def show_results(rows: pd.DataFrame, out: Path) -> None:
         "picks its own; R_r = 0: the same smaller network for every image."
     )
     console.print(f"Pictures:    {', '.join(map(str, pictures))}", soft_wrap=True)
-    console.print(f"Rows:        pandas.read_parquet({str(folder.results)!r})", soft_wrap=True)
+    console.print(
+        f"Rows:        pandas.read_parquet({str(results or folder.results)!r})", soft_wrap=True
+    )
     console.print(
         f"TensorBoard: pip install tensorboard; tensorboard --logdir {out / 'tensorboard'}",
         soft_wrap=True,

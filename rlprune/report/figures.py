@@ -6,63 +6,22 @@ tradeoff rate R_r goes from 1 (runtime pruning only) to 0 (static pruning only).
 
 from __future__ import annotations
 
-import threading
-import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlprune.errors import ResultsError
+from rlprune.report.canvas import DPI, drawing
+from rlprune.report.canvas import save_figure as _save
+from rlprune.report.styles import STYLES, Style
 from rlprune.results.table import latest_points
 
-_RC: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "rlprune",
-}
-_RC_LOCK = threading.Lock()  # rc_context sets and restores settings of the whole process
-_DPI = 150
-
-
-@dataclass(frozen=True)
-class _Style:
-    """How a method is drawn; ``dodge`` moves error bars apart, in units of R_r."""
-
-    label: str
-    color: str
-    width: float
-    layer: int
-    line: str = "-"
-    marker: str = ""
-    size: float = 9.0
-    face: str = "none"
-    dodge: float = 0.0
-
-
-# The baselines' markers are large and hollow, so that they show around the learned ones.
-_STYLES = {
-    "learned": _Style("learned", "#0b6fb8", 2.4, 6, marker="o", size=6, face="#0b6fb8"),
-    "uniform": _Style("uniform", "#e07b00", 1.5, 5, marker="s", dodge=-0.012),
-    "random": _Style("random", "#2a9d5c", 1.5, 4, marker="^", size=10, dodge=0.012),
-    "static_l1": _Style("static L1", "#8a5fb0", 1.5, 3, line="-."),
-    "dense": _Style("dense, nothing pruned", "#333333", 1.5, 2, line="--"),
-}
 _METRICS = {"accuracy": "test accuracy [%]", "storage": "storage [KB]"}
 _SETTING = ("compute_max_budget_macs", "compute_mean_budget_macs", "budget_s")
 _KEEP = "keep_ratio_"
@@ -90,9 +49,9 @@ def tradeoff_figure(df: pd.DataFrame, path: str | Path) -> Path:
     """
     points = _checked_points(df)
     panels = _panels(points)
-    with _RC_LOCK, mpl.rc_context(_RC):
+    with drawing():
         size = (9.6, 1.2 + 3.4 * len(panels))
-        figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         axes = figure.subplots(len(panels), len(_METRICS), squeeze=False, sharex=True)
         for row, chosen in zip(axes, panels, strict=True):
             for axis, metric in zip(row, _METRICS, strict=True):
@@ -129,8 +88,8 @@ def training_figure(progress_df: pd.DataFrame, path: str | Path) -> Path:
         what = f"columns {', '.join(missing)} are missing" if missing else "there are no updates"
         raise ResultsError(f"training figure: {what}. Train the agents for at least one update.")
     df = progress_df.sort_values("update")
-    with _RC_LOCK, mpl.rc_context(_RC):
-        figure = Figure(figsize=(10, 6.6), dpi=_DPI, layout="constrained")
+    with drawing():
+        figure = Figure(figsize=(10, 6.6), dpi=DPI, layout="constrained")
         (rewards, loss), (macs, keep) = figure.subplots(2, 2, sharex=True)
         _draw_smoothed(rewards, df, "reward_runtime", "#0b6fb8", "runtime agent")
         _draw_smoothed(rewards, df, "reward_static", "#e07b00", "static agent")
@@ -191,7 +150,7 @@ def _panels(points: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _draw_panel(axis: Axes, points: pd.DataFrame, metric: str) -> None:
     """One metric against R_r, every method."""
-    for method, style in _STYLES.items():
+    for method, style in STYLES.items():
         rows = points[points["method"] == method]
         if rows.empty:
             continue
@@ -208,7 +167,7 @@ def _draw_panel(axis: Axes, points: pd.DataFrame, metric: str) -> None:
     axis.margins(y=0.12)
 
 
-def _draw_line(axis: Axes, rows: pd.DataFrame, metric: str, style: _Style) -> None:
+def _draw_line(axis: Axes, rows: pd.DataFrame, metric: str, style: Style) -> None:
     """Mean over seeds at each R_r; standard errors where there are several seeds."""
     groups = rows.groupby("tradeoff_rate")[metric]
     mean, count = groups.mean(), groups.count()
@@ -231,7 +190,7 @@ def _draw_line(axis: Axes, rows: pd.DataFrame, metric: str, style: _Style) -> No
     )
 
 
-def _draw_reference(axis: Axes, values: pd.Series[float], style: _Style) -> None:
+def _draw_reference(axis: Axes, values: pd.Series[float], style: Style) -> None:
     mean, count = float(values.mean()), len(values)
     axis.axhline(
         mean,
@@ -300,7 +259,7 @@ def _shared_legend(figure: Figure) -> None:
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(str(label), handle)
-    order = [style.label for style in _STYLES.values()]
+    order = [style.label for style in STYLES.values()]
     labels = sorted(entries, key=lambda label: [not label.startswith(name) for name in order])
     handles = [entries[label] for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
@@ -341,22 +300,3 @@ def _mark_rounds(axis: Axes, df: pd.DataFrame, *, on_map: bool) -> None:
     for start in starts:
         color = "white" if on_map else "#999999"
         axis.axvline(float(start) - 0.5, color=color, linestyle=":", linewidth=1.2)
-
-
-def _save(figure: Figure, path: str | Path) -> Path:
-    """Writes whole or not at all."""
-    target = Path(path)
-    temporary = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
-    FigureCanvasAgg(figure)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            figure.savefig(temporary, dpi=_DPI)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        raise ResultsError(
-            f"figure {target}: cannot be written ({error}). Choose another file."
-        ) from error
-    return target

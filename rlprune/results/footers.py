@@ -24,18 +24,27 @@ def file_version(footer: pq.FileMetaData) -> int:
         BadFileError: not a file of rlprune, a newer version, or a column that is missing, of
             another type, doubled, unknown, or without a value where one is needed.
     """
-    if "schema_version" not in footer.schema.names:
+    for version in sorted(FILE_SCHEMAS, reverse=True):  # the fast way, for our own files
+        if footer.schema.equals(_parquet_schema(version)):
+            written = _known(_written_version(footer, 0) or version)
+            if written == version:
+                return version
+    names = footer.schema.names
+    if "schema_version" not in names:
         raise BadFileError("not a file of rlprune (no column schema_version)")
-    version = _written_version(footer)
-    if version not in FILE_SCHEMAS:
-        raise BadFileError(
-            f"schema version {version}, this rlprune reads versions 1 to {SCHEMA_VERSION}"
-        )
-    if not footer.schema.equals(_parquet_schema(version)):
-        schema, wanted = footer.schema.to_arrow_schema(), FILE_SCHEMAS[version]
-        _check_columns(schema, wanted)
-        _check_values_are_there(footer, schema, wanted)
+    version = _known(_written_version(footer, names.index("schema_version")) or SCHEMA_VERSION)
+    schema, wanted = footer.schema.to_arrow_schema(), FILE_SCHEMAS[version]
+    _check_columns(schema, wanted)
+    _check_values_are_there(footer, schema, wanted)
     return version
+
+
+def _known(version: int) -> int:
+    if version in FILE_SCHEMAS:
+        return version
+    raise BadFileError(
+        f"schema version {version}, this rlprune reads versions 1 to {SCHEMA_VERSION}"
+    )
 
 
 @cache
@@ -46,11 +55,10 @@ def _parquet_schema(version: int) -> pq.ParquetSchema:
     return pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
 
 
-def _written_version(footer: pq.FileMetaData) -> int:
-    names = footer.schema.names
+def _written_version(footer: pq.FileMetaData, position: int) -> int | None:
+    """What the column at ``position`` says; None: there are no rows."""
     if footer.num_rows == 0:
-        return 2 if "row_id" in names else 1
-    position = names.index("schema_version")
+        return None
     found: set[int | None] = set()
     for group in range(footer.num_row_groups):
         statistics = footer.row_group(group).column(position).statistics

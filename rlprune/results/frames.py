@@ -57,8 +57,21 @@ def group_codes(df: pd.DataFrame, names: Sequence[str]) -> npt.NDArray[np.int64]
     Returns:
         [N], one number per row.
     """
-    codes = np.zeros(len(df), dtype=np.int64)
+    codes, count = np.zeros(len(df), dtype=np.int64), 1
     for name in names:
-        part, uniques = pd.factorize(df[name], use_na_sentinel=False)
-        codes = pd.factorize(codes * len(uniques) + part)[0]
-    return codes
+        part, size = _value_codes(df[name])
+        if count * size >= 2**63:
+            codes, uniques = pd.factorize(codes)
+            count = len(uniques)
+        codes *= size
+        codes += part
+        count *= size
+    return pd.factorize(codes)[0]
+
+
+def _value_codes(values: pd.Series[Any]) -> tuple[npt.NDArray[Any], int]:
+    """A number from 0 for each value, and how many there may be."""
+    if isinstance(values.dtype, pd.CategoricalDtype):  # has them, -1 for missing ones
+        return values.cat.codes.to_numpy().astype(np.int32) + 1, len(values.cat.categories) + 1
+    codes, uniques = pd.factorize(values, use_na_sentinel=False)
+    return codes, max(1, len(uniques))

@@ -30,6 +30,7 @@ from rlprune.results.parts import (
     read_parts,
     results_uri,
     text_schema,
+    with_dictionaries,
 )
 from rlprune.results.schema import KEY, SCHEMA
 
@@ -82,7 +83,7 @@ def load(
     _read_folder(reader, os.fspath(uri), skip_bad)
     table = reader.newest_rows().select(list(dict.fromkeys(names)))
     if columns is not None and not dictionaries:
-        table = table.cast(pa.schema([text_schema(True).field(n) for n in table.schema.names]))
+        table = with_dictionaries(table)
     frame: pd.DataFrame = table.unify_dictionaries().to_pandas(
         split_blocks=True, self_destruct=True
     )
@@ -144,10 +145,10 @@ class _Reader:
         empty = pa.schema([schema.field(name) for name in self.columns]).empty_table()
         table = pa.concat_tables([empty, *self.tables])
         self.tables.clear()
-        ids, times = _numbers(table)
+        ids, times = id_and_time(table)
         keep = newest_mask(ids, times)
         if self.stale:
-            current = _newest_times(ids, [_numbers(part) for part in self.every]) <= times
+            current = _newest_times(ids, [id_and_time(part) for part in self.every]) <= times
             keep = current if keep is None else keep & current
         return table if keep is None else table.filter(pa.array(keep))
 
@@ -172,12 +173,13 @@ def _read_folder(reader: _Reader, uri: str, skip_bad: bool) -> None:
             f"results {folder}: files keep vanishing while they are read. Try later."
         )
     if reader.bad and not skip_bad:
-        raise _all_of(reader.bad)
+        raise all_of(reader.bad)
     for error in reader.bad:
         logger.warning("Skipped: %s", error)
 
 
-def _all_of(errors: list[ResultsError]) -> ResultsError:
+def all_of(errors: list[ResultsError]) -> ResultsError:
+    """One error that tells of several files."""
     if len(errors) == 1:
         return errors[0]
     shown = "\n".join(f"  - {error}" for error in errors[:10])
@@ -185,7 +187,8 @@ def _all_of(errors: list[ResultsError]) -> ResultsError:
     return ResultsError(f"{len(errors)} results files cannot be used:\n{shown}{more}")
 
 
-def _numbers(table: pa.Table) -> tuple[Integers, Integers]:
+def id_and_time(table: pa.Table) -> tuple[Integers, Integers]:
+    """``row_id`` and ``created_at`` (microseconds since 1970) of each row, shape ``[N]``."""
     times = table["created_at"].cast(pa.int64())
     return table["row_id"].to_numpy(), times.to_numpy()
 

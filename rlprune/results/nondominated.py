@@ -14,7 +14,9 @@ objective and better in one. Three steps, none of which changes the answer:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +28,8 @@ Positions = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _BLOCK = 1 << 16  # rows: a block of three objectives stays in a core's cache
-_SAMPLE = 1 << 13
+_SAMPLE = 1 << 16
+_THREADS = min(4, os.cpu_count() or 1)  # NumPy lets go of the interpreter's lock
 _CANDIDATES = 256
 _CHAMPIONS = 24
 _LEAF = 128
@@ -63,16 +66,27 @@ def nondominated(objectives: Sequence[Objective], rows: Positions | None = None)
     Returns:
         [K] positions among the N rows, ascending if ``rows`` is.
     """
-    sieve = _sieve(objectives, rows)
-    kept, values = [], []
-    for positions, block in _blocks(objectives, rows):
-        alive = sieve.passing(block)
-        kept.append(positions[alive])
-        values.append(block[:, alive])
-    if not kept:
+    count = len(objectives[0].values) if rows is None else len(rows)
+    if count == 0:
         return np.empty(0, dtype=np.int64)
-    positions = np.concatenate(kept)
-    return positions[front_mask(np.concatenate(values, axis=1))]
+    sieve = _sieve(objectives, rows)
+
+    def sift(start: int) -> tuple[Positions, Floats]:
+        """Positions and values of what is left of one block."""
+        stop = min(start + _BLOCK, count)
+        block = _take(objectives, slice(start, stop) if rows is None else rows[start:stop])
+        alive = sieve.passing(block)
+        positions = start + alive
+        return positions if rows is None else rows[positions], block[:, alive]
+
+    starts = range(0, count, _BLOCK)
+    if len(starts) == 1:
+        left = [sift(0)]
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            left = list(pool.map(sift, starts))
+    positions = np.concatenate([block for block, _ in left])
+    return positions[front_mask(np.concatenate([values for _, values in left], axis=1))]
 
 
 def front_mask(values: Floats) -> Mask:
@@ -96,16 +110,9 @@ def front_mask(values: Floats) -> Mask:
     return mask
 
 
-def _blocks(
-    objectives: Sequence[Objective], rows: Positions | None
-) -> Iterator[tuple[Positions, Floats]]:
-    """Positions [b] and values [d, b] of block after block."""
-    count = len(objectives[0].values) if rows is None else len(rows)
-    for start in range(0, count, _BLOCK):
-        stop = min(start + _BLOCK, count)
-        where = slice(start, stop) if rows is None else rows[start:stop]
-        positions = np.arange(start, stop) if rows is None else rows[start:stop]
-        yield positions, np.stack([objective.take(where) for objective in objectives])
+def _take(objectives: Sequence[Objective], rows: slice | Positions) -> Floats:
+    """[d, b] values of some rows, larger is better."""
+    return np.stack([objective.take(rows) for objective in objectives])
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,7 @@ def _sieve(objectives: Sequence[Objective], rows: Positions | None) -> _Sieve:
         nothing = np.empty((0, len(objectives)))
         return _Sieve(nothing, nothing.T)
     step = count // _SAMPLE
-    where = np.arange(0, count, step) if rows is None else rows[::step]
-    sample = np.stack([objective.take(where) for objective in objectives])
+    sample = _take(objectives, slice(0, count, step) if rows is None else rows[::step])
     sample = sample[:, ~np.isnan(sample).any(axis=0)]
     front = np.unique(sample[:, front_mask(sample)], axis=1)
     return _Sieve(_champions(front, sample), front)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ WHOLE_BYTES = 4 << 20
 """Files up to this size are read whole."""
 _CHUNK_BYTES, _CHUNK_FILES = 64 << 20, 1000
 _CONNECTIONS = 16  # parallel reads on object stores, where each waits for the network
+T = TypeVar("T")
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -81,6 +83,12 @@ def text_schema(dictionaries: bool) -> pa.Schema:
     )
 
 
+def with_dictionaries(table: pa.Table) -> pa.Table:
+    """The same rows with every text column as a dictionary."""
+    schema = text_schema(dictionaries=True)
+    return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
+
+
 def chunks(entries: Sequence[FileEntry]) -> Iterator[list[FileEntry]]:
     """Small files in handfuls that fit into memory, each large one by itself."""
     chunk: list[FileEntry] = []
@@ -107,10 +115,17 @@ def open_parts(
     format_ = pads.ParquetFileFormat(read_options=options)
     open_one: Callable[[FileEntry], Part | ResultsError | VanishedError]
     open_one = partial(_open, found, format_, dictionaries)
+    return for_each(found, open_one, entries)
+
+
+def for_each(
+    found: pafs.FileSystem, function: Callable[[FileEntry], T], entries: Sequence[FileEntry]
+) -> list[T]:
+    """Calls a function for every file; on object stores many at once."""
     if files.is_local(found) or len(entries) < 2:
-        return [open_one(entry) for entry in entries]
+        return [function(entry) for entry in entries]
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        return list(pool.map(open_one, entries))
+        return list(pool.map(function, entries))
 
 
 def _open(
@@ -134,9 +149,9 @@ def _open(
     except BadFileError as error:
         return foreign_file(entry, str(error))
     except (pa.ArrowException, OSError) as error:
-        # a large file that was replaced after the listing has another size and footer
-        gone = data is None and not unchanged(found, entry)
-        return VanishedError() if gone else damaged_file(entry, error)
+        # What was replaced after the listing (on object stores: while it was read) is not
+        # damaged, and is there again under its new size or time.
+        return damaged_file(entry, error) if unchanged(found, entry) else VanishedError()
     if version > 1 and values is None:
         return foreign_file(
             entry, "it must lie in folders dataset=.../backbone=..., which tell these columns"
@@ -219,6 +234,17 @@ def read_parts(
         if part.data is None and not unchanged(found, part.entry):
             raise VanishedError
     return pa.concat_tables(tables, promote_options="none")
+
+
+def read_row_groups(found: pafs.FileSystem, part: Part) -> Iterator[pa.Table]:
+    """All columns of a large file in pieces, text columns as dictionaries.
+
+    Raises:
+        VanishedError: the file was replaced meanwhile.
+    """
+    for fragment in part.fragment.split_by_row_group():
+        group = replace(part, fragment=fragment)
+        yield read_parts(found, [group], SCHEMA.names, dictionaries=True)
 
 
 def damaged_file(entry: FileEntry, error: BaseException) -> ResultsError:

@@ -56,15 +56,11 @@ def write_rows(uri: str | Path, rows: Iterable[ResultRow]) -> list[str]:
     for row in rows:
         group = groups.setdefault((row.dataset, row.backbone, *_stem(row)), {})
         group[row.row_id] = row  # of two rows with one key the later one
-    tables = {
-        files.join(os.fspath(uri), *_names(list(group.values()))): rows_to_table(
-            list(group.values())
-        )
-        for group in groups.values()
-    }
-    for name, table in tables.items():
+    tables = [rows_to_table(list(group.values())) for group in groups.values()]
+    names = [files.join(os.fspath(uri), *_names(list(group.values()))) for group in groups.values()]
+    for name, table in zip(names, tables, strict=True):
         files.write_whole(name, parquet_bytes(table))
-    return sorted(tables)
+    return sorted(names)
 
 
 def partition_folders(values: Sequence[str]) -> list[str]:

@@ -233,9 +233,7 @@ def _population_problems(domains: Mapping[str, Domain]) -> list[Problem]:
     """Population-based training copies all of a trial into another: they must be alike."""
     rule = "pbt lets a trial go on as a copy of another one, so trials may not differ in it"
     remedy = f"Run one sweep for each value; trials may differ in {', '.join(MUTABLE)}."
-    return [
-        Problem(f"space.{name}", rule, name, remedy) for name in domains if name not in MUTABLE
-    ]
+    return [Problem(f"space.{name}", rule, name, remedy) for name in domains if name not in MUTABLE]
 
 
 def _mutation_problems(spec: SweepSpec, domains: Mapping[str, Domain]) -> list[Problem]:

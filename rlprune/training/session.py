@@ -217,7 +217,7 @@ def _run(
             reporter.note(f"Resumed from {checkpoint}.")
         while not program.finished and not reporter.stop.is_set():
             algorithm.train()
-            uri = str(folder.root)
+            uri = str(folder.root.absolute())
             rows = [result_row(program, m, config.name, uri) for m in algorithm.measurements]
             if rows:
                 write_rows(folder.results, rows)

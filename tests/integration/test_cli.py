@@ -17,6 +17,9 @@ import yaml
 from conftest import TINY
 from processes import comparable, finish, kill_tree, start
 
+from rlprune.results import load_rows
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     values: dict[str, Any] = {
@@ -87,7 +90,9 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, config: Path) -> N
         resume = ["--resume"]
     code, out, err = finish(start("train", config, "--out", "hit", "--resume", cwd=tmp_path))
     assert code == 0, err
-    pd.testing.assert_frame_equal(comparable(tmp_path / "hit" / "results"), comparable(tmp_path / "calm" / "results"))
+    pd.testing.assert_frame_equal(
+        comparable(tmp_path / "hit" / "results"), comparable(tmp_path / "calm" / "results")
+    )
     assert "learned" in out and "uniform" in out
     assert (tmp_path / "hit" / "tradeoff.png").stat().st_size > 10_000
     assert (tmp_path / "hit" / "training.png").stat().st_size > 10_000
@@ -121,7 +126,7 @@ def test_a_run_is_not_overwritten_and_can_be_evaluated_again(tmp_path: Path, con
     assert code == 2 and "already holds a run" in err
     code, _, err = finish(start("evaluate", "run", "--ratio", "0.7", cwd=tmp_path))
     assert code == 0, err
-    again = pd.read_parquet(tmp_path / "run" / "results")
+    again = load_rows(tmp_path / "run")
     assert len(again) == 2 * len(first)  # the same points replaced, those at 0.7 added
     measured = again[again["budget_s"].isna()].sort_values("tradeoff_rate")
     expected = first.sort_values("tradeoff_rate")

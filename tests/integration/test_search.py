@@ -79,9 +79,7 @@ def test_optuna_searches_a_conditional_space_and_goes_on_after_a_time_limit(
     import optuna
 
     backend = optuna.storages.journal.JournalFileBackend(str(uri / "optuna.journal"))
-    study = optuna.load_study(
-        study_name="rlprune", storage=optuna.storages.JournalStorage(backend)
-    )
+    study = optuna.load_study(study_name="rlprune", storage=optuna.storages.JournalStorage(backend))
     told = {t.user_attrs["name"]: t.values for t in study.trials if t.state.name == "COMPLETE"}
     for _, row in rows.iterrows():
         assert told[row["trial"]] == [row["validation_accuracy"], row["storage_bytes"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -16,7 +17,9 @@ import pytest
 import yaml
 from conftest import TINY
 from processes import comparable, finish, kill_tree, start
+from s3_server import BUCKET, s3_server
 
+from rlprune import files
 from rlprune.results import KEY, load
 
 SMALL: dict[str, Any] = {
@@ -120,15 +123,19 @@ def test_resuming_a_finished_sweep_runs_nothing_again(calm: Path) -> None:
     assert load(calm / "runs" / "small")["created_at"].tolist() == times
 
 
-def test_a_trial_of_a_sweep_can_be_evaluated_again(calm: Path) -> None:
+def test_a_trial_of_a_sweep_can_be_evaluated_again(calm: Path, tmp_path: Path) -> None:
+    shutil.copytree(calm / "runs", tmp_path / "runs")  # also: an experiment can be moved
+    calm = tmp_path
     trial = calm / "runs" / "small" / next(iter(states(calm / "runs" / "small")))
-    code, out, err = finish(start("evaluate", trial, "--ratio", "0.7", cwd=calm))
+    first = load(calm / "runs" / "small")
+    code, _, err = finish(start("evaluate", trial, "--ratio", "0.7", cwd=calm))
     assert code == 0, err
-    again = load(trial)
-    first = load(calm / "runs" / "small").query("trial == @trial.name and method == 'learned'")
-    same = again[again["budget_s"].isna()]
-    assert same["test_accuracy"].tolist() == first["test_accuracy"].tolist()
-    assert same["macs_mean"].tolist() == first["macs_mean"].tolist()
+    again = load(calm / "runs" / "small")
+    added = again[again["budget_s"] == 0.7]
+    assert added["trial"].tolist() == [trial.name] and added["budgets_met"].all()
+    measured = ["trial", "method", "test_accuracy", "macs_mean", "storage_bytes"]
+    rest = again.drop(added.index).reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest[measured], first[measured])
 
 
 def test_killed_at_random_moments_and_resumed(calm: Path, tmp_path: Path) -> None:
@@ -159,6 +166,34 @@ def test_killed_at_random_moments_and_resumed(calm: Path, tmp_path: Path) -> Non
     assert not load(sweep).duplicated(list(KEY)).any()
     for name in states(sweep):
         assert len(list((sweep / name).glob("checkpoint_*"))) == 2  # none of earlier sessions
+
+
+def test_an_experiment_in_object_storage_survives_sigkill(calm: Path, tmp_path: Path) -> None:
+    """Everything lies on S3: no rename, nothing on the local disk to resume from."""
+    with s3_server() as environment:
+        uri = f"s3://{BUCKET}/sweeps/small"
+        write_spec(tmp_path, storage_path=f"s3://{BUCKET}/sweeps")
+        process = start("sweep", "small.yaml", cwd=tmp_path, **environment)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            wait_for(lambda: files.list_files(uri, "progress.json"), process)
+            kill_tree(process)
+            process = start("sweep", "--resume", uri, cwd=tmp_path, **environment)
+            code, out, err = finish(process)
+            assert code == 0, err
+            assert "2 finished" in out
+            local = tmp_path / "copy"
+            for entry in files.list_files(f"{uri}/results", ".parquet"):
+                target = local / entry.uri.partition("/results/")[2]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(files.read_whole(entry.uri))
+        pd.testing.assert_frame_equal(
+            comparable(local), comparable(calm / "runs" / "small" / "results")
+        )
+        code, out, err = finish(start("status", uri, cwd=tmp_path, **environment))
+        assert code == 0 and out.count("finished") == 3, err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_ctrl_c_keeps_what_was_done_and_says_how_to_resume(calm: Path, tmp_path: Path) -> None:
@@ -236,9 +271,7 @@ def test_the_memory_monitor_ends_one_trial_not_the_sweep(tmp_path: Path) -> None
     (tmp_path / "own_backbone.py").write_text(FACTORY)
     (tmp_path / "HUNGRY").touch()
     threshold = (memory.total - memory.available + 4.5 * 2**30) / memory.total
-    write_spec(
-        tmp_path, trial=OWN_TRIAL, space=OWN, stop={"max_failures": 0}, max_concurrent=1
-    )
+    write_spec(tmp_path, trial=OWN_TRIAL, space=OWN, stop={"max_failures": 0}, max_concurrent=1)
     process = start(
         "sweep", "small.yaml", cwd=tmp_path, PYTHONPATH=str(tmp_path), HUNGRY_BYTES=str(6 * 2**30),
         RAY_memory_usage_threshold=f"{threshold:.3f}", RAY_memory_monitor_refresh_ms="100",

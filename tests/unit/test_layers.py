@@ -16,11 +16,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlprune"
 
-_BASE = {"errors", "config", "presets"}
+_BASE = {"errors", "config", "presets", "files"}
 _TORCH = {*_BASE, "data", "backbones", "pruning", "mdp"}
 # part: the parts that it may import besides itself
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"errors"},
     "config": {"errors"},
     "presets": {"errors"},
     "data": _BASE,

@@ -57,6 +57,7 @@ def _point(
         "trial": f"t{seed}",
         "config_hash": f"h{seed}",
         "checkpoint_uri": None,
+        "configuration": None,
         "backbone": "m_cifarnet",
         "dataset": "fashion_mnist",
         "width": 0.25,

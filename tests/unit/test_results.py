@@ -1,94 +1,40 @@
-"""Result rows: the schema, the store (also under kill -9), the summary table."""
+"""Result rows: the schema, the store, loading, files of every version, the summary table."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
-import os
-import random
-import signal
-import subprocess
-import sys
-import threading
-import time
+import shutil
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from result_rows import EXAMPLE, NOW, make_row
 
-from rlprune.errors import ResultsError
+from rlprune.errors import FileAccessError, ResultsError
 from rlprune.results import (
     COLUMNS,
+    FILE_SCHEMAS,
     KEY,
+    PARTITIONS,
     SCHEMA,
     SCHEMA_VERSION,
     SUMMARY_COLUMNS,
     ResultRow,
+    compact,
+    load,
     load_rows,
     summary_table,
     write_rows,
 )
-
-NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
-EXAMPLE: dict[str, Any] = {
-    "experiment": "quickstart",
-    "trial": "trial",
-    "step": 4,
-    "method": "learned",
-    "seed": 0,
-    "backbone": "m_cifarnet",
-    "width": 0.25,
-    "dataset": "digits",
-    "tradeoff": "permanent",
-    "tradeoff_rate": 0.5,
-    "budget_s": None,
-    "storage_budget_bytes": 60_000.0,
-    "compute_max_budget_macs": 500.0,
-    "compute_mean_budget_macs": None,
-    "budget_rule": "projected",
-    "budgets_met": True,
-    "validation_accuracy": 0.9,
-    "test_accuracy": 0.875,
-    "test_accuracy_top5": None,
-    "validation_loss": 0.3,
-    "test_loss": 0.4,
-    "macs_mean": 250.0,
-    "macs_p5": 200.0,
-    "macs_p50": 250.0,
-    "macs_p95": 300.0,
-    "macs_max": 450.0,
-    "macs_dense": 1000.0,
-    "macs_mean_ratio": 0.25,
-    "parameters": 10_000,
-    "storage_bytes": 40_000,
-    "storage_dense_bytes": 80_000,
-    "storage_ratio": 0.5,
-    "layer_names": ("features.0", "features.3"),
-    "keep_ratio_mean": (0.5, 0.25),
-    "keep_ratio_std": (0.0, 0.125),
-    "stored_ratio": (0.75, 1.0),
-    "rl_updates": 100,
-    "rollouts": 25_600,
-    "training_images": 50_000,
-    "finetune_images": 6_000,
-    "seconds_pretrain": 1.5,
-    "seconds_importance": 0.5,
-    "seconds_agents": 2.5,
-    "seconds_finetune": 1.0,
-    "seconds_evaluate": 0.25,
-    "checkpoint_uri": None,
-    "config_hash": "abc123",
-    "versions": "{}",
-    "created_at": NOW,
-}
-
-
-def make_row(**changes: Any) -> ResultRow:
-    return ResultRow(**{**EXAMPLE, **changes})
+from rlprune.results.schema import row_id, rows_to_table
+from rlprune.results.store import parquet_bytes
 
 
 def test_row_and_schema_have_the_same_fields_in_the_same_order() -> None:
@@ -115,7 +61,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     frame = load_rows(tmp_path)
     assert list(frame.columns) == SCHEMA.names
     (record,) = frame.to_dict("records")
-    assert record["schema_version"] == SCHEMA_VERSION
+    assert record["schema_version"] == SCHEMA_VERSION == 2
+    assert record["row_id"] == make_row().row_id
     for name, value in EXAMPLE.items():
         if value is None:
             assert pd.isna(record[name]), name
@@ -123,39 +70,140 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
             assert tuple(record[name]) == value, name
         else:
             assert record[name] == value, name
-    assert pq.read_schema(path).equals(SCHEMA)
+    assert pq.read_schema(path).equals(FILE_SCHEMAS[2])
+    assert not set(PARTITIONS) & set(pq.read_schema(path).names)
 
 
-def test_plain_pandas_reads_the_folder(tmp_path: Path) -> None:
-    # budget_s is all null in one file and a number in the other: types must still agree
-    write_rows(tmp_path, [make_row(step=1), make_row(step=2, budget_s=0.3)])
-    (tmp_path / ".rows-x.parquet.123.tmp").write_bytes(b"left by a killed writer")
-    frame = pd.read_parquet(tmp_path)
-    assert len(frame) == 2
-    assert frame.dtypes["budget_s"] == "float64"
+FACTORY = "package.module:factory"  # ":" is quoted in folder names
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Rows that a reader must see with nothing of rlprune installed."""
+    folder = tmp_path / "results"
+    write_rows(folder, [make_row(backbone=FACTORY, dataset="a/b ü", budget_s=0.3)])
+    # budget_s is all null here and a number above: types must still agree
+    write_rows(folder, [make_row(step=step) for step in (1, 2)])
+    part = folder / "dataset=digits" / "backbone=m_cifarnet"
+    (part / ".rows-x.parquet.123.tmp").write_bytes(b"left by a killed writer")
+    return folder
+
+
+PLAIN = [("a/b ü", FACTORY, 4, 0.3), ("digits", "m_cifarnet", 1, None)]
+PLAIN += [("digits", "m_cifarnet", 2, None)]
+
+
+def test_plain_pandas_reads_the_folder(plain: Path) -> None:
+    frame = pd.read_parquet(plain).sort_values(["dataset", "step"])
+    assert frame["dataset"].tolist() == [row[0] for row in PLAIN]
+    assert frame["backbone"].tolist() == [row[1] for row in PLAIN]
+    assert frame["step"].tolist() == [row[2] for row in PLAIN]
+    assert frame["budget_s"].fillna(-1).tolist() == [0.3, -1, -1]
     assert str(frame.dtypes["created_at"]) == "datetime64[us, UTC]"
+    assert [list(names) for names in frame["layer_names"]] == [["features.0", "features.3"]] * 3
+    some = pd.read_parquet(plain, columns=["step"], filters=[("backbone", "==", FACTORY)])
+    assert some["step"].tolist() == [4]
 
 
-def test_retry_overwrites_and_keeps_other_rows(tmp_path: Path) -> None:
+def test_duckdb_reads_the_folder(plain: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    source = f"read_parquet('{plain}/**/*.parquet', hive_partitioning = true)"
+    query = f"select dataset, backbone, step, budget_s from {source} order by dataset, step"
+    assert duckdb.sql(query).fetchall() == PLAIN
+
+
+def test_polars_reads_the_folder(plain: Path) -> None:
+    polars = pytest.importorskip("polars")
+    names = ["dataset", "backbone", "step", "budget_s"]
+    # a pattern, because a bare folder may hold nothing but Parquet for polars, not even the
+    # hidden file of a writer
+    frame = polars.scan_parquet(plain / "**" / "*.parquet", hive_partitioning=True)
+    assert frame.sort("dataset", "step").select(names).collect().rows() == PLAIN
+    for hidden in plain.rglob(".rows*"):
+        hidden.unlink()
+    assert (
+        polars.scan_parquet(plain).sort("dataset", "step").select(names).collect().rows() == PLAIN
+    )
+
+
+def test_retry_overwrites_the_same_file(tmp_path: Path) -> None:
     first = [make_row(tradeoff_rate=rate) for rate in (1.0, 0.5, 0.0)]
-    files = write_rows(tmp_path, first)
+    (path,) = write_rows(tmp_path, first)
     # the clock of another node may be behind: the later write wins all the same
     earlier = NOW - timedelta(hours=1)
-    retried = [make_row(tradeoff_rate=0.5, test_accuracy=0.25, created_at=earlier)]
-    assert write_rows(tmp_path, retried) == files
-    assert write_rows(tmp_path, [make_row(method="dense", tradeoff_rate=None)]) != files
-    write_rows(tmp_path, [make_row(method="dense", tradeoff_rate=None)])
-    frame = load_rows(tmp_path).set_index(["method", "tradeoff_rate"])["test_accuracy"]
-    assert len(frame) == 4
-    assert frame[("learned", 0.5)] == 0.25
-    assert frame[("learned", 1.0)] == 0.875
+    retried = [
+        make_row(tradeoff_rate=rate, test_accuracy=0.25, created_at=earlier)
+        for rate in (0.5, 0.0, 1.0)
+    ]
+    assert write_rows(tmp_path, retried) == [path]
+    assert load_rows(tmp_path)["test_accuracy"].tolist() == [0.25] * 3
+    (other,) = write_rows(tmp_path, [make_row(method="dense", tradeoff_rate=None)])
+    assert other != path
+    assert len(load_rows(tmp_path)) == 4
 
 
-def test_duplicates_across_files_keep_the_newest(tmp_path: Path) -> None:
+def test_of_two_rows_with_one_key_the_later_is_written(tmp_path: Path) -> None:
+    write_rows(tmp_path, [make_row(test_accuracy=0.1), make_row(test_accuracy=0.2)])
+    assert load_rows(tmp_path)["test_accuracy"].tolist() == [0.2]
+
+
+def test_points_measured_in_another_grouping_keep_the_newest(tmp_path: Path) -> None:
     late = NOW + timedelta(seconds=1)
-    write_rows(tmp_path / "a", [make_row(test_accuracy=0.75, created_at=late)])
-    write_rows(tmp_path / "b", [make_row(test_accuracy=0.5)])
-    assert load_rows(tmp_path)["test_accuracy"].tolist() == [0.75]
+    write_rows(tmp_path, [make_row(tradeoff_rate=rate) for rate in (1.0, 0.5)])
+    write_rows(tmp_path, [make_row(test_accuracy=0.75, created_at=late)])
+    assert len(pd.read_parquet(tmp_path)) == 3  # readers without rlprune see both
+    assert load_rows(tmp_path)["test_accuracy"].tolist() == [0.75, 0.875]
+    # a filter must not bring the old measurement of a point back
+    old = load(tmp_path, columns=["test_accuracy"], filters=[("test_accuracy", ">", 0.8)])
+    assert old["test_accuracy"].tolist() == [0.875]
+    assert load(tmp_path, filters=pc.field("tradeoff_rate") == 1.0)["row_id"].size == 1
+    none = load(tmp_path, filters=[("test_accuracy", ">", 0.8), ("tradeoff_rate", "==", 0.5)])
+    assert none.empty and list(none.columns) == SCHEMA.names
+
+
+def test_columns_and_filters(tmp_path: Path) -> None:
+    rows = [make_row(backbone=FACTORY, seed=seed, step=seed) for seed in range(3)]
+    write_rows(tmp_path, [*rows, make_row(backbone="007")])
+    names = ["test_accuracy", "backbone", "seed"]
+    frame = load(tmp_path, columns=names, filters=[("seed", "<", 2), ("backbone", "==", FACTORY)])
+    assert list(frame.columns) == names
+    assert sorted(frame["seed"]) == [0, 1]
+    assert str(frame.dtypes["backbone"]) == "category"
+    assert set(frame["backbone"]) == {FACTORY}
+    # a name that looks like a number stays a name
+    assert load(tmp_path, filters=[("backbone", "in", ["007"])])["backbone"].tolist() == ["007"]
+    # a function that pyarrow lacks for categoricals
+    starts = pc.starts_with(pc.field("backbone"), "package.")
+    frame = load(tmp_path, columns=["backbone"], filters=starts)
+    assert frame["backbone"].tolist() == [FACTORY] * 3
+    assert str(frame.dtypes["backbone"]) == "category"
+    frame.loc[0, "backbone"] = FACTORY  # the frame is the user's own
+    assert load(tmp_path, columns=[]).shape == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"columns": ["test_acuracy"]}, "no column 'test_acuracy'. Did you mean 'test_accuracy'"),
+        ({"columns": ["zzz"]}, "no column 'zzz'. `rlprune schema` lists them"),
+        ({"filters": [("sed", "<", 3)]}, "no column 'sed'. Did you mean 'seed'"),
+        ({"filters": [("seed", "~", 3)]}, r"filters .*Give a list of \(column, operator, value\)"),
+        ({"filters": pc.field("seed") == "x"}, r"filter \(seed == \"x\"\): .*lists columns and"),
+    ],
+)
+def test_columns_and_filters_that_cannot_be(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ResultsError, match=message):
+        load(tmp_path, **options)
+
+
+def test_a_run_a_partition_or_one_file(tmp_path: Path) -> None:
+    (path,) = write_rows(tmp_path / "results", [make_row()])
+    pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "updates.parquet")
+    for place in (tmp_path, tmp_path / "results", Path(path).parent, path):
+        frame = load(place, columns=["dataset", "seed"])
+        assert frame.to_dict("records") == [{"dataset": "digits", "seed": 0}], place
 
 
 def test_runs_that_share_names_but_not_a_configuration_stay_apart(tmp_path: Path) -> None:
@@ -167,9 +215,10 @@ def test_runs_that_share_names_but_not_a_configuration_stay_apart(tmp_path: Path
 
 def test_trials_with_look_alike_names_have_files_of_their_own(tmp_path: Path) -> None:
     names = ["a/b", "a_b", "a b", "ä", "", "x" * 500, "..", ".hidden"]
-    files = write_rows(tmp_path, [make_row(trial=name) for name in names])
-    assert len({file.name.casefold() for file in files}) == len(names)
-    assert all(file.parent == tmp_path and file.name.startswith("rows-") for file in files)
+    paths = write_rows(tmp_path, [make_row(trial=name) for name in names])
+    assert len({path.casefold() for path in paths}) == len(names)
+    folder = tmp_path / "dataset=digits" / "backbone=m_cifarnet"
+    assert sorted(paths) == sorted(map(str, folder.glob("rows-*.parquet")))
     assert sorted(load_rows(tmp_path)["trial"]) == sorted(names)
 
 
@@ -181,52 +230,166 @@ def test_empty_folder_has_all_columns(tmp_path: Path) -> None:
     assert write_rows(tmp_path, []) == []
 
 
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+
+
+def test_files_of_version_1_are_upgraded_on_read() -> None:
+    frame = load_rows(FIXTURES / "results_v1").set_index(["trial", "method", "tradeoff_rate"])
+    assert len(frame) == 5
+    assert set(frame["schema_version"]) == {2}
+    assert frame["configuration"].isna().all()
+    row = frame.loc[("first", "learned", 0.5)]
+    assert row["checkpoint_uri"] == "runs/old"  # was runs/old/checkpoints/checkpoint_000004
+    assert (row["backbone"], row["dataset"]) == ("my.package:factory", "digits")
+    assert row["test_accuracy"] == 0.875
+    key = ("old", "first", "abc123", 4, "learned", 0.5, None)
+    assert row["row_id"] == row_id(key)
+    assert list(row["keep_ratio_mean"]) == [0.5, 0.25]
+    some = load(FIXTURES / "results_v1", columns=["seed"], filters=[("dataset", "==", "cifar10")])
+    assert some["seed"].tolist() == [0]
+
+
+def test_files_of_version_2(tmp_path: Path) -> None:
+    frame = load_rows(FIXTURES / "results_v2").set_index(["trial", "method", "tradeoff_rate"])
+    assert len(frame) == 5
+    assert set(frame["configuration"]) == {'{"seed": 0}'}
+    assert frame["test_accuracy"].loc[("first", "learned", 0.0)] == 0.8
+    assert frame["row_id"].loc[("second", "learned", 0.5)] == 1735397230532471395
+    both = load(FIXTURES, columns=["experiment"])["experiment"].value_counts()
+    assert both.to_dict() == {"old": 5, "new": 5}
+
+
+def test_a_newer_row_replaces_one_of_version_1(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "results_v1", tmp_path / "results")
+    row = make_row(
+        experiment="old", trial="second", dataset="cifar10", backbone="resnet20", budget_s=0.3,
+        test_accuracy=0.99, created_at=NOW + timedelta(days=1),
+    )  # fmt: skip
+    write_rows(tmp_path / "results", [row])
+    frame = load_rows(tmp_path)
+    assert len(frame) == 5
+    assert frame.loc[frame["trial"] == "second", "test_accuracy"].tolist() == [0.99]
+
+
+def bad_version(path: Path, version: int) -> None:
+    table = rows_to_table([make_row()]).select(FILE_SCHEMAS[2].names)
+    column = pa.array([version], pa.int32())
+    pq.write_table(table.set_column(0, SCHEMA.field("schema_version"), column), path)
+
+
+def without_values(path: Path) -> None:
+    table = rows_to_table([make_row()]).select(FILE_SCHEMAS[2].names)
+    position = table.schema.get_field_index("test_loss")
+    pq.write_table(table.set_column(position, "test_loss", pa.nulls(1, pa.float64())), path)
+
+
+def damaged_inside(path: Path) -> None:
+    """The footer is whole, the data are not."""
+    data = bytearray(parquet_bytes(rows_to_table([make_row()])))
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    data[4:-footer] = b"\xff" * (len(data) - footer - 4)
+    path.write_bytes(data)
+
+
+EMPTY = FILE_SCHEMAS[2].empty_table()
+
+
 @pytest.mark.parametrize(
     ("make_file", "message"),
     [
         (lambda path: path.write_bytes(b"PAR1 torn"), "cannot be read as Parquet"),
         (lambda path: path.write_bytes(b""), "cannot be read as Parquet"),
+        (damaged_inside, "cannot be read as Parquet"),
         (lambda path: pd.DataFrame({"x": [1]}).to_parquet(path), "not a file of rlprune"),
+        (lambda p: pq.write_table(EMPTY.drop(["test_loss"]), p), "column test_loss is missing"),
         (
-            lambda path: pq.write_table(SCHEMA.empty_table().drop(["test_loss"]), path),
-            "column test_loss is missing",
+            lambda path: bad_version(path, 3),
+            "schema version 3, this rlprune reads versions 1 to 2",
         ),
-        (
-            lambda path: pq.write_table(pa.table({"schema_version": [2]}), path),
-            "schema version 2, this rlprune reads version 1",
-        ),
+        (lambda path: bad_version(path, 1), "column backbone is missing"),
+        (without_values, "column test_loss has missing values"),
         (
             lambda path: pq.write_table(
-                SCHEMA.empty_table().append_column("extra", pa.array([], pa.int8())), path
+                EMPTY.append_column("extra", pa.array([], pa.int8())), path
             ),
             "unknown columns extra",
         ),
+        (
+            lambda path: pq.write_table(
+                EMPTY.set_column(2, "trial", pa.array([], pa.int8())), path
+            ),
+            "column trial is int8, must be string",
+        ),
+        (
+            lambda path: pq.write_table(
+                rows_to_table([make_row()]).select(FILE_SCHEMAS[2].names), path
+            ),
+            "must lie in folders dataset=.../backbone=...",
+        ),
     ],
 )
-def test_bad_file_is_one_error_that_names_it(tmp_path: Path, make_file: Any, message: str) -> None:
+def test_bad_file_is_one_error_that_names_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, make_file: Any, message: str
+) -> None:
     write_rows(tmp_path, [make_row()])
     bad = tmp_path / "sub" / "bad.parquet"
-    bad.parent.mkdir()
+    if "dataset=" not in message:
+        bad = tmp_path / "dataset=digits" / "backbone=m_cifarnet" / "bad.parquet"
+    bad.parent.mkdir(exist_ok=True)
     make_file(bad)
-    with pytest.raises(ResultsError, match=message) as caught:
-        load_rows(tmp_path)
-    assert str(bad) in str(caught.value)
-    assert "Move it out of the folder" in str(caught.value)
-    assert caught.value.exit_status == 2
+    content = bad.read_bytes()
+    for function in (load_rows, compact):
+        with pytest.raises(ResultsError, match=message) as caught:
+            function(tmp_path)
+        assert str(bad) in str(caught.value)
+        assert "Move it out of the folder" in str(caught.value)
+        assert "--skip-bad" in str(caught.value)
+        assert caught.value.exit_status == 2
+    assert len(load_rows(tmp_path, skip_bad=True)) == 1
+    assert str(bad) in caplog.text and message.split(".")[0] in caplog.text
+    assert len(compact(tmp_path, skip_bad=True).skipped) == 1
+    assert bad.read_bytes() == content
+    assert len(load_rows(tmp_path, skip_bad=True)) == 1
 
 
-def test_missing_folder_and_uri_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match=r"nothing: no such folder"):
-        load_rows(tmp_path / "nothing")
-    with pytest.raises(ResultsError, match="only local folders"):
-        write_rows("s3://bucket/results", [make_row()])
+def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"bad{number:02d}.parquet").write_bytes(b"x")
+    with pytest.raises(ResultsError, match="12 results files cannot be used") as caught:
+        load(tmp_path)
+    assert "bad09" in str(caught.value) and "and 2 more" in str(caught.value)
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    for function in (load, load_rows, compact):
+        with pytest.raises(ResultsError, match=r"nothing: no such folder. Give the folder of a"):
+            function(tmp_path / "nothing")
 
 
 def test_unwritable_folder_names_the_file(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")
-    with pytest.raises(ResultsError, match=r"file/rows-trial.*cannot be written"):
+    with pytest.raises(FileAccessError, match=r"file/.*rows-trial.*cannot be written"):
         write_rows(blocker, [make_row()])
+
+
+def test_the_number_of_a_row_follows_from_its_key() -> None:
+    number = int.from_bytes(
+        hashlib.sha256(b'["quickstart", "trial", "abc123", 4, "learned", 0.5, null]').digest()[:8],
+        "big",
+        signed=True,
+    )
+    assert make_row().row_id == number
+    assert make_row(test_accuracy=0.1, seed=3).row_id == number
+    assert dataclasses.replace(make_row(step=5), step=4).row_id == number
+    assert make_row(tradeoff_rate=1).row_id == make_row(tradeoff_rate=1.0).row_id
+    assert make_row(tradeoff_rate=0.0).row_id == make_row(tradeoff_rate=-0.0).row_id
+    names = ["experiment", "trial", "config_hash"]
+    others = [make_row(**{name: "x"}).row_id for name in names]
+    others += [make_row(step=3).row_id, make_row(method="dense").row_id]
+    others += [make_row(tradeoff_rate=None).row_id, make_row(budget_s=0.5).row_id]
+    others += [make_row(tradeoff_rate=None, budget_s=0.5).row_id, number]
+    assert len(set(others)) == 9
 
 
 @pytest.mark.parametrize(
@@ -235,6 +398,8 @@ def test_unwritable_folder_names_the_file(tmp_path: Path) -> None:
         ({"method": "magic"}, "method must be one of learned, dense"),
         ({"keep_ratio_mean": (0.5,)}, r"keep_ratio_mean must have one value per layer \(2, got 1"),
         ({"created_at": datetime(2026, 1, 1)}, "created_at must have a time zone"),
+        ({"backbone": ""}, "backbone must not be empty"),
+        ({"step": 1.5}, "step, .* must have the types of the schema"),
     ],
 )
 def test_a_row_refuses_nonsense(changes: dict[str, Any], message: str) -> None:
@@ -248,6 +413,7 @@ def test_a_row_refuses_nonsense(changes: dict[str, Any], message: str) -> None:
         ({"test_loss": None}, "'trial': test_loss .* is missing"),
         ({"parameters": 1.5}, "trial trial: parameters must be int64"),
         ({"dataset": 3}, "trial trial: dataset must be string"),
+        ({"configuration": 3}, "trial trial: configuration must be string"),
     ],
 )
 def test_a_row_of_wrong_types_writes_nothing(
@@ -296,111 +462,3 @@ def test_summary_table_shows_what_differs() -> None:
     table = summary_table(frame)
     assert tuple(table.columns) == ("trial", "s", *SUMMARY_COLUMNS)
     assert table[["trial", "s"]].values.tolist() == [["a", 0.5], ["a", 0.3], ["b", 0.3]]
-
-
-# A process that writes steps for ever and says which are on the disk. It forks the real
-# writers: importing pandas once, not in every round, keeps the test short.
-WRITER = """
-import os, sys
-from tests_rows import make_row
-from rlprune.results import write_rows
-
-def write(folder, name, first):
-    step = first
-    while True:
-        for version in (0, 1):  # the second time is a retry
-            rows = [make_row(trial=name, step=step, tradeoff_rate=r, seed=version)
-                    for r in (1.0, 0.5, 0.0)]
-            write_rows(folder, rows)
-        os.write(1, f"{name} {step}\\n".encode())
-        step += 1
-
-for line in sys.stdin:
-    name, first = line.split()
-    pid = os.fork()
-    if pid == 0:
-        write(sys.argv[1], name, int(first))
-    os.write(1, f"pid {pid}\\n".encode())
-    os.waitpid(pid, 0)
-    os.write(1, b"dead 0\\n")
-"""
-
-
-def test_killed_writers_leave_no_torn_lost_or_double_rows(tmp_path: Path) -> None:
-    (tmp_path / "tests_rows.py").write_text(Path(__file__).read_text())
-    (tmp_path / "writer.py").write_text(WRITER)
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    done = threading.Event()
-    reads: list[int] = []
-    failures: list[BaseException] = []
-
-    def read() -> None:
-        while not done.is_set():
-            try:
-                reads.append(len(load_rows(folder)))
-                if any(folder.glob("[!.]*")):
-                    pd.read_parquet(folder)
-            except BaseException as error:
-                failures.append(error)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        committed = _write_and_kill(tmp_path, folder, rounds=6)
-    finally:
-        done.set()
-        reader.join()
-    assert not failures, failures[0]
-    assert len(reads) > 2
-    assert len(committed) > 2
-    frame = load_rows(folder)
-    assert not frame.duplicated(list(KEY)).any()
-    # what was committed is there and whole; only a trial's last step may lack its retry
-    counts = frame.groupby(["trial", "step"]).size()
-    assert committed <= set(counts.index)
-    assert (counts == 3).all()
-    last = frame.groupby("trial")["step"].transform("max")
-    assert (frame[frame["step"] < last]["seed"] == 1).all()
-
-
-def _write_and_kill(scratch: Path, folder: Path, rounds: int) -> set[tuple[str, int]]:
-    """Starts a writer and kills it at a random moment, again and again."""
-    committed: set[tuple[str, int]] = set()
-    path = os.pathsep.join([str(scratch), str(Path(__file__).resolve().parents[2])])
-    parent = subprocess.Popen(
-        [sys.executable, str(scratch / "writer.py"), str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )
-    assert parent.stdin is not None and parent.stdout is not None
-    moments = random.Random(0)
-    with parent:
-        for number in range(rounds):
-            # a resumed trial repeats its last step
-            trial = f"trial{number % 2}"
-            first = max((step for name, step in committed if name == trial), default=0)
-            print(f"{trial} {first}", file=parent.stdin, flush=True)
-            lines = iter(parent.stdout.readline, "")
-            pid = 0
-            for line in lines:
-                name, value = line.split()
-                if name == "dead":
-                    break
-                if name == "pid":
-                    pid = int(value)
-                    timer = threading.Timer(
-                        moments.uniform(0.05, 0.4), os.kill, (pid, signal.SIGKILL)
-                    )
-                    timer.start()
-                else:
-                    committed.add((name, int(value)))
-            assert pid, "the writer did not start"
-        parent.stdin.close()
-        deadline = time.monotonic() + 10
-        while parent.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert parent.returncode == 0
-    return committed
