@@ -76,6 +76,10 @@ class CheckpointError(RlpruneError):
     exit_status = 2
 
 
+class ForeignCheckpointError(CheckpointError):
+    """A checkpoint that is whole, but of another configuration or version of rlprune."""
+
+
 class ResultsError(RlpruneError):
     """Result rows that cannot be written or read; the message names the file."""
 

@@ -22,5 +22,5 @@ class clean_errors:
             typer.echo(f"rlprune: {error}", err=True)
             sys.exit(error.exit_status)
         if isinstance(error, KeyboardInterrupt):
-            typer.echo("rlprune: stopped; --resume continues from the last checkpoint.", err=True)
+            typer.echo("rlprune: stopped. Runs and sweeps go on with --resume.", err=True)
             sys.exit(INTERRUPTED)

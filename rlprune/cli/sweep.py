@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +10,8 @@ import typer
 from rlprune.cli.clean import INTERRUPTED, clean_errors
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from rlprune.sweep.spec import SweepSpec
     from rlprune.sweep.status import SweepStatus
 
@@ -30,6 +31,10 @@ def sweep(
     resume: Annotated[
         str | None,
         typer.Option(help="Go on with the experiment in this folder or URI."),
+    ] = None,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(help="Where curves go: tensorboard (default), wandb, mlflow, comet."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the trials and what they need; start nothing.")
@@ -51,7 +56,12 @@ def sweep(
     with clean_errors():
         from rlprune.sweep.run import experiment_uri, read_spec
 
-        loaded = _load(spec, overrides or [], storage_path, resume)
+        given = list(overrides or [])
+        if storage_path is not None:
+            given.append(f"storage_path={storage_path}")
+        if logger:
+            given.append(f"loggers=[{', '.join(logger)}]")
+        loaded = _load(spec, given, resume)
         if dry_run:
             _dry_run(loaded)
             return
@@ -98,17 +108,14 @@ def status(
             console.print(f"Running; last news {age} ago.")
 
 
-def _load(
-    spec: str | None, overrides: list[str], storage_path: str | None, resume: str | None
-) -> SweepSpec:
+def _load(spec: str | None, overrides: list[str], resume: str | None) -> SweepSpec:
     from rlprune.errors import ConfigError, Problem
     from rlprune.sweep.layout import absolute
     from rlprune.sweep.run import read_spec
     from rlprune.sweep.spec import load_spec
 
     if resume is not None:
-        given = [spec, *overrides, storage_path]
-        if any(value is not None for value in given):
+        if spec is not None or overrides:
             remedy = "Give only --resume DIR: the specification lies in the folder."
             rule = "cannot be combined with a specification or overrides"
             raise ConfigError([Problem("--resume", rule, resume, remedy)])
@@ -116,8 +123,6 @@ def _load(
     if spec is None:
         remedy = "For example: rlprune sweep sweep_digits."
         raise ConfigError([Problem("SPEC", "must be given (or --resume DIR)", None, remedy)])
-    if storage_path is not None:
-        overrides = [*overrides, f"storage_path={storage_path}"]
     return load_spec(spec, overrides)
 
 
@@ -141,11 +146,6 @@ def _run(spec: SweepSpec, uri: str, resume: bool) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     with SweepView(uri) as view:
-        view.console.print(
-            f"Experiment {uri}; watch it with: rlprune status {uri}",
-            soft_wrap=True,
-            highlight=False,
-        )
         found = run_sweep(spec, resume, view)
     console.print(state_counts(found))
     _show_next(uri, console)
@@ -166,21 +166,19 @@ def _unfinished(found: SweepStatus) -> bool:
     return sum(counts.values()) > sum(counts[state] for state in OVER)
 
 
-def _show_next(uri: str, console: object) -> None:
-    """The table of what was measured, and the commands to go on with."""
-    from rich.console import Console
-
+def _show_next(uri: str, console: Console) -> None:
+    """The front of what was measured, and the commands to go on with."""
     from rlprune import files
-    from rlprune.report.terminal import rich_table
-    from rlprune.results import load
+    from rlprune.report.front_table import front_table, notes
+    from rlprune.results.query import FrontQuery, find_front
     from rlprune.sweep.layout import results
 
-    assert isinstance(console, Console)
     if not files.list_files(results(uri), ".parquet"):
         return
-    rows = load(uri)
-    if rows["trial"].nunique() <= 12:
-        console.print(rich_table(rows, f"{Path(uri).name}, test images"))
-    console.print(f"Rows:   pandas.read_parquet({results(uri)!r})", soft_wrap=True)
-    console.print(f"Front:  rlprune pareto {uri}", soft_wrap=True)
-    console.print(f"Page:   rlprune report {uri} -o report.html", soft_wrap=True)
+    answer = find_front(uri, FrontQuery(), skip_bad=True)
+    console.print(front_table(answer))
+    for note in notes(answer):
+        console.print(note)
+    console.print(f"All rows:  pandas.read_parquet({results(uri)!r})", soft_wrap=True)
+    console.print(f"Fronts:    rlprune pareto {uri} --help", soft_wrap=True)
+    console.print(f"Page:      rlprune report {uri} -o report.html", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from types import TracebackType
 
@@ -72,6 +71,7 @@ class SweepView:
         self._done_at_start: float | None = None
         self._next = 0.0
         self._told: dict[str, str] = {}
+        self._announced = False
 
     def __enter__(self) -> SweepView:
         if self.console.is_terminal:
@@ -88,6 +88,12 @@ class SweepView:
 
     def __call__(self, status: SweepStatus) -> None:
         """Shows the state; cheap when called often."""
+        if not self._announced:
+            self._announced = True
+            text = f"Experiment {self._uri}; watch it with: rlprune status {self._uri}"
+            self.console.print(text, soft_wrap=True, highlight=False)
+            # What a resumed sweep had done before is no news.
+            self._told = {trial.name: trial.state for trial in status.trials.values()}
         self._tell_changes(status)
         now = time.monotonic()
         if now < self._next:
@@ -103,20 +109,21 @@ class SweepView:
         """One line when a trial ends or fails."""
         for trial in status.trials.values():
             before = self._told.get(trial.name, states.PENDING)
-            failed_again = trial.reason and before == states.RUNNING
             if trial.state == before:
                 continue
             self._told[trial.name] = trial.state
-            if trial.state in (states.FINISHED, states.STOPPED, states.FAILED) or failed_again:
-                style = _STYLES[states.FAILED if trial.reason else trial.state]
-                word = "failed, will be tried again" if failed_again else trial.state
-                if trial.state == states.FAILED:
-                    word = "failed"
-                detail = f": {trial.reason}" if trial.reason else _accuracy(trial)
-                self.console.print(
-                    f"[{style}]{word:>9}[/]  {escape(trial.name)}{escape(detail)}",
-                    highlight=False,
-                )
+            again = (before, trial.state) == (states.RUNNING, states.PENDING)
+            if not again and trial.state not in (*states.OVER, states.FAILED):
+                continue
+            failed = again or trial.state == states.FAILED
+            style = _STYLES[states.FAILED if failed else trial.state]
+            word = "failed, will be tried again" if again else trial.state
+            detail = f": {trial.reason}" if failed else _accuracy(trial)
+            self.console.print(
+                f"[{style}]{word:>9}[/]  {escape(trial.name)}{escape(detail)}",
+                soft_wrap=True,
+                highlight=False,
+            )
 
     def _picture(self, status: SweepStatus) -> Group:
         progress = Progress(
@@ -179,7 +186,10 @@ def _best_so_far(status: SweepStatus) -> Text:
 
 def status_table(status: SweepStatus, uri: str) -> Table:
     """Every trial: state, progress, best learned row on validation, age of the last news."""
-    table = Table("trial", "state", "progress", "best row (by validation)", "last news")
+    table = Table()
+    table.add_column("trial", overflow="fold")
+    for title in ("state", "progress", "best row (by validation)", "last news"):
+        table.add_column(title)
     best = _best_rows(uri)
     now = time.time()
     for trial in status.trials.values():
@@ -224,6 +234,6 @@ def failure_table(failed: list[TrialState], uri: str) -> Table:
     table.add_column("why", overflow="fold")
     table.add_column("log", overflow="fold")
     for trial in failed:
-        log = os.path.relpath(layout.error(uri, trial.name), uri)
+        log = layout.error("", trial.name)  # below the folder that the caption names
         table.add_row(escape(trial.name), escape(trial.reason), escape(log))
     return table

@@ -16,6 +16,7 @@ from rlprune.sweep import status as states
 from rlprune.sweep.status import SweepStatus
 
 _WRITE_SECONDS = 5.0
+_BUSY = 20.0  # at most a twentieth of the driver's time goes into writing the status
 _METRICS = ("validation_accuracy", "validation_loss", "storage_bytes", "macs_mean", "macs_max")
 
 
@@ -28,7 +29,7 @@ class StatusKeeper(tune.Callback):
         watch: called after every change and at every step of Tune, at most a few times a
             second.
         deadline: monotonic seconds at which Tune will stop everything; None: never.
-        also_save: called after every write of the status.
+        also_save: called before every write of the status.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class StatusKeeper(tune.Callback):
         self._uri = uri
         self._watch = watch
         self._deadline = deadline
-        self._next_write = 0.0
+        self._next_write = self._last_write = self._write_seconds = 0.0
         self._unexplained: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class StatusKeeper(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial runs."""
         self._set(trial, states.RUNNING)
-        self._write()
+        self._write_soon()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -68,12 +69,12 @@ class StatusKeeper(tune.Callback):
         """The trial is over: at its end, or because scheduler or time limit stopped it."""
         result = trial.last_result or {}
         if result.get("finished"):
-            self._set(trial, states.FINISHED)
+            self._set(trial, states.FINISHED).reason = ""
         elif self._deadline is not None and time.monotonic() >= self._deadline:
             self._set(trial, states.INTERRUPTED)
         else:
-            self._set(trial, states.STOPPED)
-        self._write()
+            self._set(trial, states.STOPPED).reason = ""
+        self._write_soon()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial has failed and will be tried again."""
@@ -82,7 +83,7 @@ class StatusKeeper(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial has failed for good."""
         self._failed(trial, states.FAILED)
-        self._write()
+        self._write_soon()
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """The last word."""
@@ -111,14 +112,21 @@ class StatusKeeper(tune.Callback):
         entry.state, entry.updated = state, time.time()
         return entry
 
+    def _write_soon(self) -> None:
+        """At the next step, but not so often that a large sweep would do nothing else."""
+        self._next_write = min(self._next_write, self._last_write + _BUSY * self._write_seconds)
+
     def _write(self) -> None:
         """A full disk must not end trials that could still be saved: the next write tries again."""
+        started = time.monotonic()
         self.status.updated = time.time()
-        self._next_write = time.monotonic() + _WRITE_SECONDS
         with contextlib.suppress(FileAccessError):
-            self.status.write(self._uri)
             if self._also_save is not None:
                 self._also_save()
+            self.status.write(self._uri)
+        self._last_write = time.monotonic()
+        self._write_seconds = self._last_write - started
+        self._next_write = self._last_write + max(_WRITE_SECONDS, _BUSY * self._write_seconds)
 
 
 def reason(trial: Any) -> str:

@@ -29,8 +29,9 @@ def absolute(uri: str) -> str:
 
 def split(uri: str) -> tuple[str, str]:
     """Storage path and name of an experiment's (absolute) folder."""
-    base, _, name = uri.rstrip("/").rpartition("/")
-    return base or "/", name
+    path, question, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    base, _, name = path.rstrip("/").rpartition("/")
+    return f"{base or '/'}{question}{options}", name
 
 
 def spec(uri: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -31,7 +30,9 @@ def read_spec(uri: str) -> SweepSpec:
     """The specification of the experiment in a folder, which may have been moved.
 
     Raises:
-        CheckpointError: no sweep there.
+        CheckpointError: no sweep there, or its file is damaged.
+        ConfigError: the folder has a name that no sweep may have, or another version of
+            rlprune wrote settings that this one does not know.
     """
     path = layout.spec(uri)
     if not files.exists(path):
@@ -39,10 +40,17 @@ def read_spec(uri: str) -> SweepSpec:
             f"{uri}: no sweep there (no sweep.yaml). Give the folder that `rlprune sweep` named, "
             "or start one with `rlprune sweep SPEC`."
         )
-    values = yaml.safe_load(files.read_whole(path))
-    spec = spec_from_dict(values, Path.cwd())
+    try:
+        values = yaml.safe_load(files.read_whole(path))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no mapping")
+    except (yaml.YAMLError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable specification ({' '.join(str(error).split())}). "
+            "Copy the file from which the sweep was started to this place, then resume."
+        ) from None
     storage_path, name = layout.split(layout.absolute(uri))
-    return dataclasses.replace(spec, storage_path=storage_path, name=name)
+    return spec_from_dict({**values, "storage_path": storage_path, "name": name}, Path.cwd())
 
 
 def local_nodes() -> list[dict[str, float]]:
@@ -79,6 +87,19 @@ def check_new(uri: str) -> None:
         )
 
 
+def check_nobody_runs_it(status: SweepStatus, uri: str) -> None:
+    """Refuses an experiment at which another process is at work.
+
+    Raises:
+        CheckpointError: naming the process.
+    """
+    if status.driver_lives():
+        raise CheckpointError(
+            f"{uri}: process {status.pid} on {status.host} is running this sweep. Watch it with "
+            f"`rlprune status {uri}`, or stop it before resuming."
+        )
+
+
 def run_sweep(spec: SweepSpec, resume: bool = False, watch: Watch | None = None) -> SweepStatus:
     """Runs a sweep to its end, or goes on with one.
 
@@ -107,15 +128,18 @@ def run_sweep(spec: SweepSpec, resume: bool = False, watch: Watch | None = None)
     status = read_status(uri) if files.exists(layout.status(uri)) else SweepStatus()
     searching = spec.search.algorithm == "optuna"
     names = [] if searching else [estimate.name for estimate in plan.trials]
+    check_nobody_runs_it(status, uri)
     status.begin(names, spec.search.num_samples if searching else len(names))
     status.write(uri)
-    _prepare_environment(spec)
+    watch = watch or (lambda _: None)
+    watch(status)
+    _prepare_environment()
     try:
         from rlprune.sweep.tuner import fit  # after the environment: Ray reads it on import
 
         with private_ray(os.cpu_count() or 1, plan.shared_image_bytes, log_to_driver=False):
             logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by us
-            fit(spec, plan, uri, status, watch or (lambda _: None))
+            fit(spec, plan, uri, status, watch)
     finally:
         status.end()
         status.write(uri)
@@ -128,11 +152,12 @@ def _cluster_nodes() -> list[dict[str, float]]:
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def _prepare_environment(spec: SweepSpec) -> None:
+def _prepare_environment() -> None:
     """Settings that Tune and its workers read from the environment."""
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths keep their meaning
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # there is none at first
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables cannot be switched off
-    if "tensorboard" not in spec.loggers:
-        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Trials write their own TensorBoard files; Tune's JSON and CSV logs would be copied into
+    # the storage again and again.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

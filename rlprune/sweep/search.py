@@ -13,6 +13,7 @@ from rlprune.sweep import layout
 from rlprune.sweep.spec import SweepSpec
 
 _STUDY = "rlprune"
+_SESSION_STRIDE = 1_000_003
 NAME = "name"
 """Attribute of Optuna's trials: which rlprune trial it is."""
 
@@ -76,7 +77,10 @@ class OptunaJournal:
         for trial in self.study.get_trials(deepcopy=False):
             name = trial.user_attrs.get(NAME, "")
             if not trial.state.is_finished():
-                self.study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
+                # study.tell refuses trials that were still waiting to be run again.
+                self.storage.set_trial_state_values(
+                    trial._trial_id, self._optuna.trial.TrialState.FAIL
+                )
             if name and not over(name):
                 again[name] = dict(trial.params)
         return again
@@ -97,11 +101,13 @@ class OptunaJournal:
                 Path(checkpoint_path).touch()
 
         search = self._spec.search
+        # A sampler starts from its seed in every session: it would draw the same points again.
+        seed = (search.seed + _SESSION_STRIDE * len(self.study.get_trials(deepcopy=False))) % 2**32
         samplers = self._optuna.samplers
         sampler = {
-            "tpe": lambda: samplers.TPESampler(seed=search.seed, multivariate=False),
-            "nsga2": lambda: samplers.NSGAIISampler(seed=search.seed),
-            "random": lambda: samplers.RandomSampler(seed=search.seed),
+            "tpe": lambda: samplers.TPESampler(seed=seed, multivariate=False),
+            "nsga2": lambda: samplers.NSGAIISampler(seed=seed),
+            "random": lambda: samplers.RandomSampler(seed=seed),
         }[search.sampler]()
         return JournalledSearch(
             space=define,

@@ -6,9 +6,12 @@ No Ray here: ``rlprune status`` reads the file from wherever it lies.
 from __future__ import annotations
 
 import json
+import os
+import platform
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rlprune import files
@@ -60,6 +63,8 @@ class SweepStatus:
         updated: seconds since the epoch of the last sign of life of the sweep's driver.
         total: how many trials there will be; more than are known with a searcher.
         running: whether a driver was at work when the file was written.
+        host, pid, born: of the driver's process (born: its start time as the kernel counts,
+            "" where that is not known).
     """
 
     trials: dict[str, TrialState] = field(default_factory=dict)
@@ -67,6 +72,9 @@ class SweepStatus:
     updated: float = 0.0
     total: int = 0
     running: bool = False
+    host: str = ""
+    pid: int = 0
+    born: str = ""
 
     def trial(self, name: str) -> TrialState:
         """The trial's state, made if new."""
@@ -94,6 +102,8 @@ class SweepStatus:
         self.total = max(total, len(self.trials))
         self.started = self.updated = time.time()
         self.running = True
+        self.host, self.pid = platform.node(), os.getpid()
+        self.born = _birth(self.pid) or ""
 
     def end(self) -> None:
         """A session ends: what still ran was interrupted."""
@@ -107,11 +117,31 @@ class SweepStatus:
         """Whether the driver should be alive, but has not been heard of for two minutes."""
         return self.running and time.time() - self.updated > _SILENT_SECONDS
 
+    def driver_lives(self) -> bool:
+        """Whether the driver is at work, as far as can be seen from here."""
+        if not self.running:
+            return False
+        if self.host != platform.node():
+            return not self.silent
+        if self.pid == os.getpid():
+            return False
+        return _birth(self.pid) == self.born if self.born else not self.silent
+
     def write(self, uri: str) -> None:
         """Writes ``status.json`` of the experiment, whole or not at all."""
         values = {"format_version": FORMAT_VERSION, **asdict(self)}
         values["trials"] = list(values["trials"].values())
         files.write_whole(layout.status(uri), json.dumps(values).encode())
+
+
+def _birth(pid: int) -> str | None:
+    """When a process of this machine started, in clock ticks; None: none, or not known."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]  # Z: dead, nobody has noticed yet
 
 
 def read_status(uri: str) -> SweepStatus:
@@ -130,6 +160,9 @@ def read_status(uri: str) -> SweepStatus:
         if values.pop("format_version") != FORMAT_VERSION:
             raise ValueError("written by another version of rlprune")
         trials = [TrialState(**trial) for trial in values.pop("trials")]
+        unknown = sorted({str(trial.state) for trial in trials}.difference(STATES))
+        if unknown:
+            raise ValueError(f"unknown state {unknown[0]!r}")
         return SweepStatus(trials={trial.name: trial for trial in trials}, **values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ResultsError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
+import dataclasses
 import logging
-import re
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,16 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from rlprune import files
 from rlprune.config import TrialConfig, config_from_dict
-from rlprune.errors import CheckpointError, FileAccessError
+from rlprune.errors import CheckpointError, ForeignCheckpointError
 from rlprune.results import write_rows
 from rlprune.sweep import layout
+from rlprune.sweep.checkpoints import (
+    PROGRESS_FILE,
+    Found,
+    Progress,
+    find_checkpoints,
+    read_progress,
+)
 from rlprune.sweep.fields import MUTABLE, set_field
 from rlprune.training.checkpoint import read_checkpoint_config
 from rlprune.training.pretrained import PretrainedCache, pretrained_key
@@ -29,24 +36,22 @@ from rlprune.training.session import SessionReporter, write_updates
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_FILE = "progress.json"
 WAITING = "waiting for a pretrained network"
 _WAIT_SECONDS = 2.0
 _RENEW_SECONDS = 10.0
-_CHECKPOINT = re.compile(r"checkpoint_(\d{6})")
 
 
-def trial_of(config: dict[str, Any], name: str) -> TrialConfig:
+def trial_of(point: dict[str, Any], name: str) -> TrialConfig:
     """The configuration of a point, with what a scheduler has changed since.
 
     Args:
-        config: as Tune hands it over; population-based training replaces all of it by
-            that of a better trial.
+        point: as Tune hands it over; population-based training replaces it by that of a
+            better trial.
         name: of the trial itself, which stays.
     """
-    values = copy.deepcopy(config["point"]["trial"])
+    values = copy.deepcopy(point["trial"])
     values["name"] = name
-    for field, value in config["point"]["mutate"].items():
+    for field, value in point["mutate"].items():
         set_field(values, field, value)
     return config_from_dict(values)
 
@@ -86,39 +91,57 @@ class TrialTrainable(tune.Trainable):
     where it stopped in a new session as well, and nothing of Tune's own (pickled) state
     has to be read.
 
-    Config keys: ``point`` (name, trial: the resolved configuration, mutate: fields that the
-    scheduler changes while the trial runs, bundles) and ``sweep`` (name, uri, pretrained:
-    folder of the cache, tradeoff_rate). ``shared``: handle of :class:`SharedData`.
+    Config keys: ``sweep`` (name, uri, session, pretrained: folder of the cache,
+    tradeoff_rate, tensorboard: whether to write curves), and one of ``point`` (name, trial:
+    the resolved configuration, mutate: fields that a scheduler changes while the trial runs,
+    bundles), ``index`` (of a point in ``points``) and ``cell`` (index, mutate).
+
+    Attributes:
+        points: of the sweep, where they are known in advance.
     """
+
+    points: Sequence[dict[str, Any]] = ()
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         """The trial's own process, and one bundle for each of its rollout workers."""
-        return tune.PlacementGroupFactory(config["point"]["bundles"])
+        return tune.PlacementGroupFactory(cls.point_of(config)["bundles"])
+
+    @classmethod
+    def point_of(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The point that Tune's configuration stands for."""
+        if "point" in config:
+            return dict(config["point"])
+        cell = config.get("cell") or {"index": config["index"], "mutate": {}}
+        return {**cls.points[cell["index"]], "mutate": cell["mutate"]}
 
     def setup(self, config: dict[str, Any], shared: Any = None) -> None:
-        """Builds the trial and restores its newest checkpoint, if there is one."""
+        """Notes what to do; the trial is built when it first runs (see ``reset_config``)."""
         if shared is not None:
             self._shared = shared
         self._sweep = config["sweep"]
-        self._trial = trial_of(config, self.trial_name)
-        self._folder = files.join(self._sweep["uri"], self._trial.name)
-        self._build()
-        self._saves = 0
-        self._leftover = self._own_checkpoints()
-        if self._leftover:
-            # Tune would count from zero again and write into the folders of the last session.
-            self._storage.current_checkpoint_index = max(self._leftover)
-        self._restore_newest()
+        self._trial = trial_of(self.point_of(config), self.trial_name)
+        self._folder = layout.trial(self._sweep["uri"], self._trial.name)
+        self._algorithm: Any = None
+        self._progress = Progress(0, self._sweep["session"])
+        self._leftover: list[Found] = []
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Becomes another trial in the same process: saves importing torch and Ray again."""
-        self.cleanup()
+        """Becomes another trial in the same process: saves importing torch and Ray again.
+
+        Tune takes an exception here for the new trial's and never tries that again, so
+        nothing is built yet, and trouble in ending the old trial is only logged.
+        """
+        try:
+            self.cleanup()
+        except Exception:
+            logger.exception("Ending the trial before this one failed.")
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """Runs one unit (or waits for a pretrained network) and writes its rows."""
+        self._begin()
         self._drop_leftover()
         program = self._algorithm.program
         if not self._may_train():
@@ -132,22 +155,39 @@ class TrialTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """Ends the trial's workers."""
-        self._reporter.close()
-        self._algorithm.stop()
+        if self._algorithm is not None:
+            self._drop_leftover()
+            self._reporter.close()
+            self._algorithm.stop()
+            self._algorithm = None
 
     # ------------------------------------------------------------------ building
+
+    def _begin(self) -> None:
+        """Builds the trial and restores its newest checkpoint, if there is one."""
+        if self._algorithm is not None:
+            return
+        self._build()
+        found = find_checkpoints(self._folder)
+        if found:
+            # Tune would count from zero again and write into the folders of the last session.
+            self._storage.current_checkpoint_index = max(f.index for f in found)
+        session = self._sweep["session"]
+        self._leftover = [f for f in found if not f.progress or f.progress.session != session]
+        self._restore_newest(found)
 
     def _build(self) -> None:
         from rlprune.training.algorithm import PruningAlgorithm, PruningAlgorithmConfig
 
         reference, digest = ray.get(self._shared.images.remote(self._trial.data, self._trial.seed))
         self._algorithm = PruningAlgorithm(PruningAlgorithmConfig.of(self._trial), images=reference)
-        self._reporter = _TrialReporter(Path(self.logdir) / "tensorboard", self._renew)
+        self._reporter = _TrialReporter(
+            Path(self.logdir) / "tensorboard", self._renew, self._sweep["tensorboard"]
+        )
         program = self._algorithm.program
         program.reporter = self._reporter
         self._cache = PretrainedCache(self._sweep["pretrained"])
         self._key = pretrained_key(program, digest)
-        self._metrics: dict[str, float] = {}
         self._next_renewal = 0.0
 
     # --------------------------------------------------------------- pretraining
@@ -195,7 +235,8 @@ class TrialTrainable(tune.Trainable):
 
     def _result(self, phase: str, checkpoint: bool) -> dict[str, Any]:
         program = self._algorithm.program
-        self._metrics.update(_learned_metrics(self._algorithm, self._sweep["tradeoff_rate"]))
+        known = _learned_metrics(self._algorithm, self._sweep["tradeoff_rate"])
+        self._progress.metrics.update(known)
         result: dict[str, Any] = {
             "phase": phase,
             "unit": program.position,
@@ -203,81 +244,82 @@ class TrialTrainable(tune.Trainable):
             "finished": program.finished,
             DONE: program.finished,
             SHOULD_CHECKPOINT: checkpoint,
-            **self._metrics,
+            **self._progress.metrics,
         }
         return result
 
     # --------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes rlprune's checkpoint, and how many this trial has written."""
-        self._saves += 1
+        """Writes rlprune's checkpoint, and what must be known to find the newest one."""
+        self._begin()
+        self._reporter.flush()
+        self._progress = dataclasses.replace(self._progress, saves=self._progress.saves + 1)
         self._algorithm.save_checkpoint(checkpoint_dir)
-        progress = {"saves": self._saves, "unit": self._algorithm.program.position}
-        Path(checkpoint_dir, PROGRESS_FILE).write_text(json.dumps(progress))
+        Path(checkpoint_dir, PROGRESS_FILE).write_text(self._progress.to_json())
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | str | None) -> None:
         """Takes a checkpoint that Tune hands over.
 
-        One of this trial is no newer than what ``setup`` has found. One of another trial
-        comes from a scheduler that copies weights (population-based training).
+        One of this trial is no newer than what :meth:`_begin` finds by itself. One of another
+        trial comes from a scheduler that copies weights (population-based training).
         """
+        self._begin()
         folder = str(checkpoint)
+        progress = read_progress(folder) or Progress(0, "")
         other = read_checkpoint_config(folder)
-        if other.name == self._trial.name and _saves_of(folder) <= self._saves:
-            return
-        self._load(folder)
+        if other.name != self._trial.name or progress.saves > self._progress.saves:
+            self._load(folder, progress)
 
-    def _load(self, folder: str) -> None:
+    def _load(self, folder: str, progress: Progress) -> None:
         self._algorithm.load_checkpoint(folder, may_differ=("name", *MUTABLE))
-        self._saves = max(self._saves, _saves_of(folder))
+        self._progress = Progress(
+            max(self._progress.saves, progress.saves),
+            self._sweep["session"],
+            dict(progress.metrics),
+        )
 
-    def _own_checkpoints(self) -> list[int]:
-        names = files.list_folders(self._folder)
-        return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
+    def _restore_newest(self, found: list[Found]) -> None:
+        """Loads the newest checkpoint; one that is torn gives way to the one before.
 
-    def _restore_newest(self) -> None:
-        """Loads the newest readable checkpoint; a torn one gives way to the one before."""
-        found = []
-        for index in self._leftover:
-            uri = files.join(self._folder, f"checkpoint_{index:06d}")
+        Raises:
+            ForeignCheckpointError: it is whole, but of another configuration or version.
+            FileAccessError: it cannot be read now; nothing is lost by trying again later.
+        """
+        for checkpoint in found:
+            if checkpoint.progress is None:
+                continue
             try:
-                saves = json.loads(files.read_whole(files.join(uri, PROGRESS_FILE)))["saves"]
-            except (FileAccessError, ValueError, KeyError):
-                continue  # killed while it was written
-            found.append((int(saves), uri))
-        for _, uri in sorted(found, reverse=True):
-            try:
-                with files.local_copy(uri) as folder:
-                    self._load(str(folder))
+                with files.local_copy(checkpoint.uri) as folder:
+                    self._load(str(folder), checkpoint.progress)
                 return
-            except (CheckpointError, FileAccessError) as error:
+            except ForeignCheckpointError:
+                raise
+            except CheckpointError as error:
                 logger.warning("%s; trying the checkpoint before it.", error)
 
     def _drop_leftover(self) -> None:
-        """Deletes the last session's checkpoints once this one has written its own."""
-        if not self._leftover:
-            return
-        newer = [index for index in self._own_checkpoints() if index > max(self._leftover)]
-        if newer:
-            for index in self._leftover:
-                files.delete_folder(files.join(self._folder, f"checkpoint_{index:06d}"))
+        """Deletes other sessions' checkpoints once this one has written its own."""
+        newest = max((found.index for found in self._leftover), default=0)
+        names = files.list_folders(self._folder) if self._leftover else []
+        if any(name > f"checkpoint_{newest:06d}" for name in names if "checkpoint_" in name):
+            for found in self._leftover:
+                files.delete_folder(found.uri)
             self._leftover = []
-
-
-def _saves_of(folder: str) -> int:
-    try:
-        return int(json.loads(Path(folder, PROGRESS_FILE).read_text())["saves"])
-    except (OSError, ValueError, KeyError):
-        return 0
 
 
 class _TrialReporter(SessionReporter):
     """Saves from time to time, writes TensorBoard files, and keeps the lease alive."""
 
-    def __init__(self, folder: Path, renew: Any) -> None:
+    def __init__(self, folder: Path, renew: Callable[[], None], curves: bool) -> None:
         super().__init__(Reporter(), folder)
         self._renew = renew
+        self._curves = curves
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """See :class:`Reporter`."""
+        if self._curves:
+            super().scalars(step, values)
 
     def advance(self, name: str, done: int, total: int, values: dict[str, float]) -> None:
         """See :class:`Reporter`."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
@@ -13,10 +15,11 @@ from rlprune import files
 from rlprune.config import config_to_dict
 from rlprune.sweep import layout
 from rlprune.sweep.callbacks import StatusKeeper
+from rlprune.sweep.checkpoints import find_checkpoints
 from rlprune.sweep.domains import Choice, Domain, RandInt, Stepped, Uniform, parse_domains
 from rlprune.sweep.fields import get_field
 from rlprune.sweep.loggers import logger_callbacks
-from rlprune.sweep.memory import one_trial_pays_for_memory
+from rlprune.sweep.patches import no_forced_snapshots, one_trial_pays_for_memory
 from rlprune.sweep.plan import SweepPlan, bundles
 from rlprune.sweep.search import NAME, OptunaJournal
 from rlprune.sweep.shared import start_shared_data
@@ -24,6 +27,7 @@ from rlprune.sweep.space import suggest, trial_config, trial_name
 from rlprune.sweep.spec import SweepSpec
 from rlprune.sweep.status import OVER, SweepStatus
 from rlprune.sweep.trainable import TrialTrainable
+from rlprune.training.checkpoint import CONFIG_FILE
 
 _ROUND = "round"
 _KEPT_FOR_OTHERS = 6
@@ -45,33 +49,34 @@ def fit(
         status: kept up to date.
         watch: told about every change.
     """
-    space, journal, searcher, samples = _space(spec, plan, uri, status)
-    if samples == 0:
+    search = _search(spec, plan, uri, status)
+    if search.samples == 0:
         return
     seconds = None if spec.stop.hours is None else 3600 * spec.stop.hours
     deadline = None if seconds is None else time.monotonic() + seconds
-    keeper = StatusKeeper(status, uri, watch, deadline, journal.upload if journal else None)
+    keeper = StatusKeeper(status, uri, watch, deadline, search.upload)
+    kind: type[TrialTrainable] = type("SweepTrial", (TrialTrainable,), {"points": search.points})
+
+    def name_of(trial: Any) -> str:
+        return str(kind.point_of(trial.config)["name"])
+
     tuner = tune.Tuner(
-        tune.with_parameters(TrialTrainable, shared=start_shared_data()),
-        param_space=space,
+        tune.with_parameters(kind, shared=start_shared_data()),
+        param_space=search.space,
         tune_config=tune.TuneConfig(
-            num_samples=samples,
-            search_alg=searcher,
+            num_samples=search.samples,
+            search_alg=search.searcher,
             scheduler=_scheduler(spec, plan),
             max_concurrent_trials=spec.max_concurrent,
             time_budget_s=seconds,
             reuse_actors=True,
-            trial_name_creator=_name_of,
-            trial_dirname_creator=_name_of,
+            trial_name_creator=name_of,
+            trial_dirname_creator=name_of,
         ),
         run_config=_run_config(spec, uri, [keeper, *logger_callbacks(spec)]),
     )
-    with one_trial_pays_for_memory():
+    with one_trial_pays_for_memory(), no_forced_snapshots():
         tuner.fit()
-
-
-def _name_of(trial: Any) -> str:
-    return str(trial.config["point"]["name"])
 
 
 def _checkpoints_kept(spec: SweepSpec) -> int:
@@ -97,11 +102,30 @@ def _run_config(spec: SweepSpec, uri: str, callbacks: list[Any]) -> Any:
     )
 
 
-def _space(
-    spec: SweepSpec, plan: SweepPlan, uri: str, status: SweepStatus
-) -> tuple[dict[str, Any], OptunaJournal | None, Any, int]:
-    """Tune's param_space, the journal and the searcher if there is one, number of samples."""
+@dataclass(frozen=True)
+class _Search:
+    """What Tune is told about the points.
 
+    Attributes:
+        space: Tune's param_space.
+        points: what its indices stand for.
+        samples: how often to go through it; 0: nothing is left to do.
+        searcher, journal: Optuna's, if it chooses the points.
+    """
+
+    space: dict[str, Any]
+    points: list[dict[str, Any]]
+    samples: int
+    searcher: Any = None
+    journal: OptunaJournal | None = None
+
+    @property
+    def upload(self) -> Callable[[], None] | None:
+        """Saves the journal."""
+        return None if self.journal is None else self.journal.upload
+
+
+def _search(spec: SweepSpec, plan: SweepPlan, uri: str, status: SweepStatus) -> _Search:
     def over(name: str) -> bool:
         return name in status.trials and status.trials[name].state in OVER
 
@@ -109,29 +133,42 @@ def _space(
         "name": spec.name,
         "uri": uri,
         "pretrained": files.join(layout.split(uri)[0], layout.PRETRAINED),
+        "tensorboard": "tensorboard" in spec.loggers,
+        "session": uuid.uuid4().hex,
         "tradeoff_rate": spec.search.tradeoff_rate,
     }
     if spec.search.algorithm != "optuna":
-        points = [
-            _point(spec, trial.name, trial.values) for trial in plan.trials if not over(trial.name)
-        ]
-        space = {"point": tune.grid_search(points), "sweep": sweep}
-        return space, None, None, min(1, len(points))
+        trials = [trial for trial in plan.trials if not over(trial.name)]
+        points = [_point(spec, trial.name, trial.values) for trial in trials]
+        if spec.scheduler.name == "pbt":
+            for point in points:
+                _take_last_mutations(point, uri)
+        # Tune copies what a grid lists once for each of its cells: numbers, not points.
+        indices = list(range(len(points)))
+        space = {"index": tune.grid_search(indices), "sweep": sweep}
+        if spec.scheduler.name == "pbt":
+            cells = [{"index": i, "mutate": points[i]["mutate"]} for i in indices]
+            space = {"cell": tune.grid_search(cells), "sweep": sweep}
+        return _Search(space, points, min(1, len(points)))
     journal = OptunaJournal(spec, uri)
     again = journal.unfinished(over)
-    names = {json.dumps(params, sort_keys=True): name for name, params in again.items()}
+    names: dict[str, list[str]] = {}
+    for name, params in again.items():
+        names.setdefault(json.dumps(params, sort_keys=True), []).append(name)
+    for name in [name for name in status.trials if not over(name) and name not in again]:
+        del status.trials[name]  # killed before the journal knew it: it will be drawn anew
 
     def define(trial: Any) -> dict[str, Any]:
         values = suggest(spec, trial)
         # A trial that is run again keeps its name, and with it its folder and checkpoints.
-        name = names.pop(json.dumps(trial.params, sort_keys=True), None)
-        name = name or trial_name(spec, trial.number, values)
+        known = names.get(json.dumps(trial.params, sort_keys=True))
+        name = known.pop(0) if known else trial_name(spec, trial.number, values)
         trial.set_user_attr(NAME, name)
         return {"point": _point(spec, name, values), "sweep": sweep}
 
     done = sum(over(name) for name in status.trials)
     searcher = journal.searcher(define, list(again.values()))
-    return {}, journal, searcher, max(0, spec.search.num_samples - done)
+    return _Search({}, [], max(0, spec.search.num_samples - done), searcher, journal)
 
 
 def _point(spec: SweepSpec, name: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +181,16 @@ def _point(spec: SweepSpec, name: str, values: dict[str, Any]) -> dict[str, Any]
         # What a scheduler may change while the trial runs, at the values that it starts with.
         "mutate": {field: get_field(trial, field) for field in spec.scheduler.mutations},
     }
+
+
+def _take_last_mutations(point: dict[str, Any], uri: str) -> None:
+    """Settings that population-based training had changed before the sweep was resumed."""
+    for found in find_checkpoints(layout.trial(uri, point["name"])):
+        if found.progress is not None:
+            text = files.read_whole(files.join(found.uri, CONFIG_FILE))
+            stored = json.loads(text)
+            point["mutate"] = {field: get_field(stored, field) for field in point["mutate"]}
+            return
 
 
 def _scheduler(spec: SweepSpec, plan: SweepPlan) -> Any:
@@ -168,9 +215,7 @@ def _scheduler(spec: SweepSpec, plan: SweepPlan) -> Any:
         mode=settings.mode,
         perturbation_interval=settings.perturbation_rounds,
         hyperparam_mutations={
-            "point": {
-                "mutate": {field: _tune_domain(domain) for field, domain in mutations.items()}
-            }
+            "cell": {"mutate": {field: _tune_domain(domain) for field, domain in mutations.items()}}
         },
         require_attrs=False,
     )

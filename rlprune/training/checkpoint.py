@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from rlprune.config import TrialConfig, config_from_dict, config_hash, config_to_dict
-from rlprune.errors import CheckpointError, ConfigError
+from rlprune.errors import CheckpointError, ConfigError, ForeignCheckpointError
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"
@@ -104,7 +104,8 @@ def read_checkpoint(
         may_differ: fields (dotted) besides ``resources`` that may have changed since.
 
     Raises:
-        CheckpointError: missing, damaged, or written with another configuration.
+        ForeignCheckpointError: written with another configuration or version of rlprune.
+        CheckpointError: missing or damaged.
     """
     stored = read_checkpoint_config(folder)
     comparable = dataclasses.replace(stored, resources=config.resources)
@@ -112,7 +113,7 @@ def read_checkpoint(
         comparable = _copy_field(config, comparable, name)
     if config_hash(comparable) != config_hash(config):
         changed = _differences(config_to_dict(comparable), config_to_dict(config))
-        raise CheckpointError(
+        raise ForeignCheckpointError(
             f"{folder} was written with another configuration; different: "
             f"{', '.join(changed)}. Resume with the stored configuration, or choose a new --out."
         )
@@ -126,7 +127,7 @@ def read_checkpoint(
             "the one before it."
         ) from None
     if not isinstance(state, dict) or state.pop("format_version", None) != FORMAT_VERSION:
-        raise CheckpointError(
+        raise ForeignCheckpointError(
             f"{file}: written by another version of rlprune (format "
             f"{FORMAT_VERSION} is read here). Use the version named in the run's results."
         )

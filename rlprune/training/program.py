@@ -401,7 +401,8 @@ class TrialProgram:
     def pretrained_state(self) -> dict[str, Any] | None:
         """What pretraining has made, at the moment when it is done; None at any other."""
         epochs = self.config.training.pretrain_epochs
-        if epochs == 0 or self.position != epochs:
+        begun = self.trainer is not None  # with the unit after it: that may be interrupted
+        if epochs == 0 or self.position != epochs or begun:
             return None
         return {
             "network": self._weights(),

@@ -95,6 +95,10 @@ class SessionReporter(Reporter):
         """See :class:`Reporter`."""
         self.inner.note(text)
 
+    def flush(self) -> None:
+        """Writes what TensorBoard files still lack."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Flushes the TensorBoard files."""
         self._writer.close()

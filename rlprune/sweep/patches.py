@@ -1,4 +1,7 @@
-"""Keeps Tune alive when Ray's memory monitor kills a trial."""
+"""Two spots of Tune 2.60 that sweeps need otherwise; each is undone when a sweep ends.
+
+Ray is pinned to 2.60 in pyproject.toml: read these again before raising it.
+"""
 
 from __future__ import annotations
 
@@ -35,3 +38,22 @@ def one_trial_pays_for_memory() -> Iterator[None]:
         yield
     finally:
         RayActorManager._actor_task_failed = original
+
+
+@contextlib.contextmanager
+def no_forced_snapshots() -> Iterator[None]:
+    """Spares Tune's snapshots of the whole experiment after every few checkpoints.
+
+    With ``num_to_keep`` Tune writes (and uploads) the state of all trials whenever any trial
+    has saved that often, so that its own restore never meets a checkpoint that is gone.
+    Sweeps never restore from that state: trials find their checkpoints themselves. With
+    thousands of trials the snapshots would take most of the driver's time.
+    """
+    from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
+
+    original = _ExperimentCheckpointManager.on_trial_checkpoint
+    _ExperimentCheckpointManager.on_trial_checkpoint = lambda self, trial: None
+    try:
+        yield
+    finally:
+        _ExperimentCheckpointManager.on_trial_checkpoint = original
