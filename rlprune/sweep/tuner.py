@@ -218,6 +218,7 @@ def _scheduler(spec: SweepSpec, plan: SweepPlan) -> Any:
             "cell": {"mutate": {field: _tune_domain(domain) for field, domain in mutations.items()}}
         },
         require_attrs=False,
+        synch=True,  # trials are compared at the same round, however fast each of them is
     )
 
 
