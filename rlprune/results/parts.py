@@ -8,6 +8,7 @@ to be the file that was opened.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from rlprune.results.upgrade import upgraded
 WHOLE_BYTES = 4 << 20
 """Files up to this size are read whole."""
 _CHUNK_BYTES, _CHUNK_FILES = 64 << 20, 1000
+_READS, _PAUSE_SECONDS = 6, 0.05
 _CONNECTIONS = 16  # parallel reads on object stores, where each waits for the network
 T = TypeVar("T")
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -131,6 +133,27 @@ def for_each(
 def _open(
     found: pafs.FileSystem, format_: pads.ParquetFileFormat, dictionaries: bool, entry: FileEntry
 ) -> Part | ResultsError | VanishedError:
+    """Opens a file; on an object store it counts as bad only if it reads the same twice.
+
+    A writer may replace it, twice within the second that such a store's times tell apart,
+    between the questions for its size and for its bytes.
+    """
+    before: pa.Buffer | None = None
+    for _ in range(_READS):
+        opened, data = _open_once(found, format_, dictionaries, entry)
+        if not isinstance(opened, ResultsError) or data is None or files.is_local(found):
+            break
+        if before is not None and data.equals(before):
+            break
+        before = data
+        time.sleep(_PAUSE_SECONDS)
+    return opened
+
+
+def _open_once(
+    found: pafs.FileSystem, format_: pads.ParquetFileFormat, dictionaries: bool, entry: FileEntry
+) -> tuple[Part | ResultsError | VanishedError, pa.Buffer | None]:
+    """The file, or why not; and its bytes, if they were read whole."""
     values = _partition_of(entry.path)
     expression = _partition_expression(values, dictionaries) if values else None
     data = None
@@ -145,18 +168,18 @@ def _open(
             )
         version, rows = file_version(fragment.metadata), fragment.metadata.num_rows
     except FileNotFoundError:
-        return VanishedError()
+        return VanishedError(), data
     except BadFileError as error:
-        return foreign_file(entry, str(error))
+        return foreign_file(entry, str(error)), data
     except (pa.ArrowException, OSError) as error:
         # What was replaced after the listing (on object stores: while it was read) is not
         # damaged, and is there again under its new size or time.
-        return damaged_file(entry, error) if unchanged(found, entry) else VanishedError()
+        bad = damaged_file(entry, error)
+        return (bad if unchanged(found, entry) else VanishedError()), data
     if version > 1 and values is None:
-        return foreign_file(
-            entry, "it must lie in folders dataset=.../backbone=..., which tell these columns"
-        )
-    return Part(entry, version, rows, values if version > 1 else None, fragment, data)
+        text = "it must lie in folders dataset=.../backbone=..., which tell these columns"
+        return foreign_file(entry, text), data
+    return Part(entry, version, rows, values if version > 1 else None, fragment, data), data
 
 
 def _partition_of(path: str) -> tuple[str, ...] | None:
