@@ -25,7 +25,6 @@ from rlprune.config import (
 from rlprune.errors import ConfigError, Problem
 from rlprune.presets import preset_names, preset_path
 from rlprune.sweep.checks import spec_problems
-from rlprune.sweep.fields import get_field
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _REMEDY = "See the comments in tune_configs/sweep_*.yaml for the meaning."
@@ -325,10 +324,3 @@ def _override(values: dict[str, Any], override: str) -> Problem | None:
         remedy = f"Write --set {path.replace('trial.', 'space.', 1)}={text}."
         return Problem(path, "has no effect: the search space sets it", override, remedy)
     return apply_override(values, override)
-
-
-def search_rate(spec: SweepSpec) -> float:
-    """The R_r whose measured point gives the search its metrics."""
-    if spec.search.tradeoff_rate is not None:
-        return spec.search.tradeoff_rate
-    return float(get_field(spec.trial, "evaluation.tradeoff_rates")[-1])

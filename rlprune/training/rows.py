@@ -66,7 +66,6 @@ def result_row(
     measured: Measurement,
     experiment: str,
     checkpoint_uri: str | None,
-    trial: str | None = None,
 ) -> ResultRow:
     """One row; ``step`` is the program's position, so that a repeated unit overwrites it.
 
@@ -75,14 +74,13 @@ def result_row(
         measured: the evaluation point.
         experiment: name of the run or sweep.
         checkpoint_uri: folder of the trial, None if it has none.
-        trial: the trial's name in the experiment; None: the configuration's name.
     """
     config, point, learned = program.config, measured.point, measured.method == LEARNED
     unpruned = measured.method == "dense"
     fixed = unpruned or measured.method == "static_l1"
     return ResultRow(
         experiment=experiment,
-        trial=config.name if trial is None else trial,
+        trial=config.name,
         step=program.position,
         method=measured.method,
         seed=config.seed,

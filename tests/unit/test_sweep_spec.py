@@ -21,7 +21,6 @@ from rlprune.sweep.spec import (
     Objective,
     SweepSpec,
     load_spec,
-    search_rate,
     spec_from_dict,
     spec_to_dict,
 )
@@ -183,8 +182,8 @@ def test_defaults() -> None:
     assert (spec.scheduler.name, spec.resources.cpus, spec.resources.gpus) == ("none", 1.0, 0.0)
     assert (spec.stop.hours, spec.stop.max_failures, spec.stop.fail_fast) == (None, 2, False)
     assert (spec.checkpoints.keep, spec.storage_path, spec.loggers) == (2, "runs", ("tensorboard",))
-    assert search_rate(spec) == 0.0  # the last of (1, 0.5, 0)
-    assert search_rate(spec_of(search={"tradeoff_rate": 0.5})) == 0.5
+    assert spec.search.tradeoff_rate is None  # the last of each trial's own rates
+    assert spec_of(search={"tradeoff_rate": 0.5}).search.tradeoff_rate == 0.5
     assert spec_of(scheduler={"metric": "validation_loss"}).scheduler.mode == "min"
 
 
