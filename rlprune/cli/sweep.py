@@ -54,7 +54,7 @@ def sweep(
       rlprune sweep --resume runs/first
     """
     with clean_errors():
-        from rlprune.sweep.run import experiment_uri, read_spec
+        from rlprune.sweep.run import experiment_uri
 
         given = list(overrides or [])
         if storage_path is not None:
@@ -65,10 +65,7 @@ def sweep(
         if dry_run:
             _dry_run(loaded)
             return
-        uri = experiment_uri(loaded)
-        if resume is not None:
-            read_spec(uri)
-        _run(loaded, uri, resume is not None)
+        _run(loaded, experiment_uri(loaded), resume is not None)
 
 
 def status(
