@@ -30,8 +30,13 @@ lint: $(STAMP)  ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## Everything that must pass: lint, then pytest (ARGS=... passed to pytest)
+test: lint  ## Everything that must pass: lint, then pytest (with ARGS=...: pytest ARGS alone)
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/python -m pytest -n 2 tests/unit tests/property
+	$(BIN)/python -m pytest --durations 15 tests/integration
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 clean:  ## Remove .venv, caches and build files (never your runs)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

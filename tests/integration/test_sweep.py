@@ -139,7 +139,7 @@ def test_a_trial_of_a_sweep_can_be_evaluated_again(calm: Path, tmp_path: Path) -
 
 
 def test_killed_at_random_moments_and_resumed(calm: Path, tmp_path: Path) -> None:
-    """SIGKILL of the whole process tree, three times; rows equal an undisturbed sweep's."""
+    """SIGKILL of the whole process tree, up to three times; rows equal an undisturbed sweep's."""
     write_spec(tmp_path)
     moments = random.Random(3)
     sweep = tmp_path / "runs" / "small"
@@ -148,15 +148,20 @@ def test_killed_at_random_moments_and_resumed(calm: Path, tmp_path: Path) -> Non
     def progress() -> list[str]:
         return sorted(str(path) for path in sweep.glob("*/checkpoint_*/progress.json"))
 
-    for _ in range(3):
+    kills = 0
+    while kills < 3:
         before = progress()
         process = start(*arguments, cwd=tmp_path, hash_seed=1)
         wait_for(lambda before=before: progress() != before, process)
         time.sleep(moments.uniform(0.0, 2.0))
         kill_tree(process)
         arguments = ["sweep", "--resume", "runs/small"]
-    code, out, _ = finish(start("status", "runs/small", cwd=tmp_path))
-    assert code == 0 and ("interrupted" in out or "running" in out or "pending" in out)
+        if set(states(sweep).values()) == {"finished"}:
+            break  # a fast machine: nothing is left to be killed
+        kills += 1
+        code, out, _ = finish(start("status", "runs/small", cwd=tmp_path))
+        assert code == 0 and "2 finished" not in out
+    assert kills > 0
     code, out, err = finish(start(*arguments, cwd=tmp_path))
     assert code == 0, err
     assert "2 finished" in out
