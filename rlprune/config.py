@@ -87,11 +87,14 @@ class PruningConfig:
 
     Attributes:
         alpha: least keep ratio of a layer.
+        predictor_rank: largest rank of the runtime importance predictors, which makes them
+            small; None: whole matrices (paper).
         tradeoff: "permanent" (default) makes the storage claim true by construction;
             "paper" is the paper's rule, Eq. 4-5.
     """
 
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    predictor_rank: AtLeastOne | None = None
     tradeoff: Literal["permanent", "paper"] = "permanent"
 
 

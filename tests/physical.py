@@ -129,9 +129,11 @@ class Residual(nn.Module):
         return self.classifier(torch.flatten(stream, 1))
 
 
-def gated(backbone: nn.Module, seed: int | None = None) -> GatedNetwork:
+def gated(
+    backbone: nn.Module, seed: int | None = None, predictor_rank: int | None = None
+) -> GatedNetwork:
     """The traced backbone in eval mode; with a seed everything in it is made arbitrary."""
-    network = GatedNetwork(trace_backbone(backbone, backbone.shape)).eval()
+    network = GatedNetwork(trace_backbone(backbone, backbone.shape), predictor_rank).eval()
     if seed is not None:
         randomise(network, seed)
     return network
@@ -177,7 +179,7 @@ class SmallNetwork(fx.Interpreter):
     - per gated convolution the stored filters over the stored input channels, with
       BatchNorm's reciprocal deviation folded in, and per stored channel: BatchNorm's
       (folded) mean, the gate's shift beta, u_s, the predictor's row over the stored input
-      channels, the predictor's bias;
+      channels (or over its low-rank code, and the code's columns), the predictor's bias;
     - per depthwise follower the stored filters with BatchNorm folded in, and its shift;
     - per linear layer the columns of stored input channels, and the bias;
     - :attr:`indices`: where a layer's stored channels stand in a residual stream, for
@@ -248,9 +250,13 @@ class SmallNetwork(fx.Interpreter):
             "filter": module.conv.weight[rows][:, columns].clone(),
             "beta": module.shift[rows],
             "static": module.static_importance[rows],
-            "row": module.runtime_predictor.weight[rows][:, columns],
             "bias": module.runtime_predictor.bias[rows],
         }
+        predictor = module.runtime_predictor
+        if predictor.code is None:
+            tensors["row"] = predictor.weight[rows][:, columns]
+        else:
+            tensors |= {"code": predictor.code[:, columns], "row": predictor.weight[rows]}
         if module.norm is not None:
             reciprocal = 1.0 / (module.norm.running_var[rows] + module.norm.eps).sqrt()
             tensors["filter"] *= reciprocal[:, None, None, None]
@@ -272,7 +278,9 @@ class SmallNetwork(fx.Interpreter):
 
     def _gated(self, module: GatedConv, x: Tensor) -> Tensor:
         t, conv = self.tensors[module.layer.name], module.conv
-        runtime = F.linear(x.mean((2, 3)), t["row"], t["bias"])
+        seen = x.mean((2, 3))
+        seen = F.linear(seen, t["code"]) if "code" in t else seen
+        runtime = F.linear(seen, t["row"], t["bias"])
         size = runtime.abs() * t["static"].abs()
         u = torch.where((runtime < 0) | (t["static"] < 0), -size, size)
         y = F.conv2d(x, t["filter"], None, conv.stride, conv.padding, conv.dilation)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlprune.backbones.graph import ChannelGraph, ChannelSource
+from rlprune.backbones.graph import ChannelGraph, ChannelSource, PrunableLayer
 from rlprune.pruning.masks import kept_count
+from rlprune.pruning.predictor import rank_of
 
 BYTES_PER_NUMBER = 4
 
@@ -146,9 +147,11 @@ class CostModel:
         predictors: whether runtime importance predictors (and u_s, and the shift that
             gates apart from BatchNorm's) are part of the network.
         agent: size of the runtime agent, None where none is shipped.
+        predictor_rank: largest rank of the predictors, None where they are whole matrices.
 
     Stored numbers per stored channel: the filter; the folded BatchNorm's shift; with
-    predictors also the gate's shift beta, u_s, the predictor's row and its bias. Depthwise
+    predictors also the gate's shift beta, u_s, the predictor's row and its bias (and, of a
+    predictor of rank r, r numbers per stored input channel). Depthwise
     followers: filter and shift. Bytes: 4 per number, plus a 4-byte index for each channel
     that adds into a residual stream.
 
@@ -156,16 +159,21 @@ class CostModel:
     """
 
     def __init__(
-        self, graph: ChannelGraph, predictors: bool = True, agent: AgentSize | None = None
+        self,
+        graph: ChannelGraph,
+        predictors: bool = True,
+        agent: AgentSize | None = None,
+        predictor_rank: int | None = None,
     ) -> None:
         self.graph = graph
         self.predictors = predictors
+        self.predictor_rank = predictor_rank
         self.agent = agent
         self.channels = torch.tensor([layer.out_channels for layer in graph.layers])
         self._macs = self._count_macs()
         self._numbers = self._count_numbers(agent)
         self._numbers_without_agent = self._count_numbers(None)
-        self._predictor_macs = self._count_predictor_macs()
+        self._code_macs, self._predictor_macs = self._count_predictor_macs()
         self._agent_macs = self._count_agent_macs()
         self._indices = torch.tensor(
             [float(layer.joins_stream) for layer in graph.layers], dtype=torch.float64
@@ -191,7 +199,12 @@ class CostModel:
             if layer.norm is not None or not self.predictors:  # else: the gate's shift alone
                 count.linear[layer.index] += 1
             if self.predictors:
-                count.read(layer.in_sources, 1, layer.index)
+                rank = self._rank(layer)
+                if rank is None:
+                    count.read(layer.in_sources, 1, layer.index)
+                else:
+                    count.read(layer.in_sources, rank, None)
+                    count.linear[layer.index] += rank
                 count.linear[layer.index] += 3
             if agent is not None:
                 count.read(layer.in_sources, agent.encoder_width, None)
@@ -206,13 +219,23 @@ class CostModel:
             count.constant += agent.parameters
         return count.cost()
 
-    def _count_predictor_macs(self) -> BilinearCost:
-        """Form in which ``pairwise[i, t]`` multiplies n_i S_t and ``linear[t]`` S_t."""
-        count = _Accumulator(len(self.graph.layers))
-        if self.predictors:
-            for layer in self.graph.layers:
-                count.read(layer.in_sources, 1, layer.index)
-        return count.cost()
+    def _rank(self, layer: PrunableLayer) -> int | None:
+        return rank_of(layer.in_channels, layer.out_channels, self.predictor_rank)
+
+    def _count_predictor_macs(self) -> tuple[BilinearCost, BilinearCost]:
+        """What low-rank codes cost, a form in n; and what the rest of the predictors costs.
+
+        That is a form in which ``pairwise[i, t]`` multiplies n_i S_t and ``linear[t]`` S_t.
+        """
+        code, rest = _Accumulator(len(self.graph.layers)), _Accumulator(len(self.graph.layers))
+        for layer in self.graph.layers if self.predictors else ():
+            rank = self._rank(layer)
+            if rank is None:
+                rest.read(layer.in_sources, 1, layer.index)
+            else:
+                code.read(layer.in_sources, rank, None)
+                rest.linear[layer.index] += rank
+        return code.cost(), rest.cost()
 
     def _count_agent_macs(self) -> BilinearCost:
         """Form whose ``linear`` multiplies n; the encoder's u_r part is added per S."""
@@ -233,17 +256,18 @@ class CostModel:
         s = stored.double()
         runs = agent_runs.double().unsqueeze(1)
         width = 0 if self.agent is None else self.agent.encoder_width
-        linear = self._macs.linear + s @ self._predictor_macs.pairwise.T
+        linear = self._macs.linear + self._code_macs.linear + s @ self._predictor_macs.pairwise.T
         linear = linear + runs * self._agent_macs.linear
-        constant = self._macs.constant + s @ self._predictor_macs.linear
+        constant = self._macs.constant + self._code_macs.constant
+        constant = constant + s @ self._predictor_macs.linear
         constant = constant + runs.squeeze(1) * (self._agent_macs.constant + width * s.sum(1))
         return BilinearCost(constant, linear, self._macs.pairwise)
 
     def static_macs(self) -> BilinearCost:
         """MACs per image where n = S and no agent runs (R_r = 0), as a form in S."""
         return BilinearCost(
-            self._macs.constant,
-            self._macs.linear + self._predictor_macs.linear,
+            self._macs.constant + self._code_macs.constant,
+            self._macs.linear + self._code_macs.linear + self._predictor_macs.linear,
             self._macs.pairwise + self._predictor_macs.pairwise,
         )
 

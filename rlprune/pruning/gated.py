@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.backbones.graph import ChannelGraph, FollowerLayer, PrunableLayer, TracedBackbone
+from rlprune.pruning.predictor import ImportancePredictor
 
 
 def signed_product(runtime: Tensor, static: Tensor) -> Tensor:
@@ -72,12 +73,19 @@ class GatedConv(nn.Module):
         conv: the convolution; its bias becomes part of the normalisation or the shift.
         norm: the BatchNorm2d behind it, or None.
         layer: its record in the channel graph.
+        predictor_rank: see :class:`~rlprune.pruning.predictor.ImportancePredictor`.
 
     Source: paper Sec. 3.1, Eq. (1)-(3). Deviation: W starts at zero, so that building the
     gated network does not change what a pretrained network computes.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, layer: PrunableLayer) -> None:
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        norm: nn.BatchNorm2d | None,
+        layer: PrunableLayer,
+        predictor_rank: int | None = None,
+    ) -> None:
         super().__init__()
         self.layer = layer
         channels, device = layer.out_channels, conv.weight.device
@@ -95,9 +103,10 @@ class GatedConv(nn.Module):
         self.conv = conv
         self.norm = norm
         conv.bias = None
-        self.runtime_predictor = nn.Linear(layer.in_channels, channels, device=device)
+        self.runtime_predictor = ImportancePredictor(
+            layer.in_channels, channels, predictor_rank, device
+        )
         with torch.no_grad():
-            self.runtime_predictor.weight.zero_()
             self.runtime_predictor.bias.copy_(scale)
         self.static_importance = nn.Parameter(torch.ones(channels, device=device))
         self.shift = nn.Parameter(shift)
@@ -154,6 +163,7 @@ class GatedNetwork(nn.Module):
 
     Args:
         traced: from :func:`rlprune.backbones.trace_backbone`.
+        predictor_rank: largest rank of the importance predictors; None: whole matrices.
 
     Attributes:
         channels: the channel graph (costs are computed from it).
@@ -165,8 +175,9 @@ class GatedNetwork(nn.Module):
         >>> logits = network(images, KeepRatioGate(...))  # see rlprune.mdp
     """
 
-    def __init__(self, traced: TracedBackbone) -> None:
+    def __init__(self, traced: TracedBackbone, predictor_rank: int | None = None) -> None:
         super().__init__()
+        self.predictor_rank = predictor_rank
         self.channels: ChannelGraph = traced.channels
         self.body = traced.module
         gated: list[nn.Module] = []
@@ -192,7 +203,8 @@ class GatedNetwork(nn.Module):
         """Puts ``kind`` in the place of the layer's convolution; removes its BatchNorm."""
         conv = self.body.get_submodule(layer.name)
         norm = None if layer.norm is None else self.body.get_submodule(layer.norm)
-        module = kind(conv, norm, layer)  # type: ignore[arg-type]
+        extra = (self.predictor_rank,) if kind is GatedConv else ()
+        module = kind(conv, norm, layer, *extra)  # type: ignore[arg-type]
         parent, _, leaf = layer.name.rpartition(".")
         setattr(self.body.get_submodule(parent), leaf, module)
         for node in list(self.body.graph.nodes):

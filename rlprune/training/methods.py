@@ -97,6 +97,10 @@ def _own_rules(setup: TrialSetup, costs: CostModel) -> tuple[PruningRules, Budge
     return rules, BudgetBook(costs, config.budgets, config.pruning)
 
 
+def _with_predictors(setup: TrialSetup) -> CostModel:
+    return CostModel(setup.graph, predictor_rank=setup.config.pruning.predictor_rank)
+
+
 def dense(setup: TrialSetup) -> Method:
     """The backbone as it is."""
     rules, book = _own_rules(setup, CostModel(setup.graph, predictors=False))
@@ -105,7 +109,7 @@ def dense(setup: TrialSetup) -> Method:
 
 def uniform(setup: TrialSetup) -> Method:
     """The same keep ratio in every layer, the largest that the budgets allow."""
-    rules, book = _own_rules(setup, CostModel(setup.graph))
+    rules, book = _own_rules(setup, _with_predictors(setup))
     return Method("uniform", rules, book, lambda _: AnchoredRatios(), lambda _: AnchoredRatios())
 
 
@@ -140,7 +144,7 @@ def static_l1(
 
 def random_ratios(setup: TrialSetup, runtime_factors: Tensor, static_factors: Tensor) -> Method:
     """The budget's ratio times a fixed factor per layer, [T] each (:func:`random_factors`)."""
-    rules, book = _own_rules(setup, CostModel(setup.graph))
+    rules, book = _own_rules(setup, _with_predictors(setup))
     return Method(
         "random",
         rules,
@@ -155,7 +159,7 @@ def random_factors(setup: TrialSetup, rng: np.random.Generator) -> tuple[Tensor,
 
     Scaled so that they cost what the uniform ratio costs: in MACs and in bytes.
     """
-    costs = CostModel(setup.graph)
+    costs = _with_predictors(setup)
     book = _own_rules(setup, costs)[1]
     told = book.table(tuple(setup.evaluation_points()))
     compute, storage = float(told.compute_dial.min()), float(told.storage_dial.min())

@@ -25,7 +25,7 @@ from rlprune.training.cnn import CnnSchedule, CnnTrainer, GateFactory, reestimat
 from rlprune.training.evaluate import Evaluator, Measurement, SplitResult
 from rlprune.training.methods import Method
 from rlprune.training.progress import Reporter
-from rlprune.training.setup import TrialSetup, build_network
+from rlprune.training.setup import TrialSetup, network_of
 
 PRETRAIN = "pretrain"
 RUNTIME_IMPORTANCE = "runtime_importance"
@@ -159,9 +159,7 @@ class TrialProgram:
         self.reporter = reporter
         self.units = plan_units(self.config)
         self.position = 0
-        self.network = build_network(
-            self.config.backbone, images.num_classes, images.input_shape, self.config.seed
-        ).to(device)
+        self.network = network_of(self.config, images).to(device)
         self.network.eval()
         self.trainer: CnnTrainer | None = None
         self.snapshots: dict[str, dict[str, torch.Tensor]] = {}

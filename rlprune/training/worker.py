@@ -76,7 +76,11 @@ class RolloutWorker(EnvRunner):
         self.device = self.config.trial_device if self.worker_index == 0 else "cpu"
         backbone = _without_weights(self.trial.backbone)
         self.network = build_network(
-            backbone, self.config.num_classes, self.config.input_shape, self.trial.seed
+            backbone,
+            self.config.num_classes,
+            self.config.input_shape,
+            self.trial.seed,
+            self.trial.pruning.predictor_rank,
         ).to(self.device)
         self.network.eval()
         self.setup = TrialSetup.of(self.trial, self.network.channels)

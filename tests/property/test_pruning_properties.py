@@ -148,13 +148,18 @@ def test_kept_counts_are_in_range_and_cover_the_ratio(ratio: float, channels: in
 
 
 @lru_cache(maxsize=256)
-def _traced(kind: type, listed: tuple[int, ...]) -> GatedNetwork:
-    return gated(kind(listed))
+def _traced(kind: type, listed: tuple[int, ...], predictor_rank: int | None = None) -> GatedNetwork:
+    return gated(kind(listed), predictor_rank=predictor_rank)
+
+
+def _rank(seed: int) -> int | None:
+    """Whole predictors and low-rank ones."""
+    return (None, 1, 2)[seed % 3]
 
 
 def network_of(shape: tuple[type, tuple[int, ...]], seed: int) -> GatedNetwork:
     """A network with arbitrary weights; tracing is remembered, every number is drawn anew."""
-    network = _traced(*shape)
+    network = _traced(*shape, _rank(seed))
     randomise(network, seed)
     return network
 
@@ -167,7 +172,8 @@ class World:
     ) -> None:
         self.network = network_of(shape, seed)
         self.graph = self.network.channels
-        self.costs = CostModel(self.graph, agent=runtime_agent_size(2))
+        self.rank = _rank(seed)
+        self.costs = CostModel(self.graph, True, runtime_agent_size(2), self.rank)
         self.pruning = PruningConfig(tradeoff=rule)
         self.rules = PruningRules(self.costs, self.pruning)
         self.book = BudgetBook(self.costs, BudgetConfig(), self.pruning)
@@ -251,7 +257,11 @@ def counted_macs(world: World, gate: PruningGate) -> list[int]:
             kernel = layer.kernel_size[0] * layer.kernel_size[1]
             pixels = layer.out_size[0] * layer.out_size[1]
             total += kernel * pixels * inputs * kept[t]
-            total += inputs * stored[t]  # predictor
+            whole = layer.in_channels * layer.out_channels
+            if world.rank and world.rank * (layer.in_channels + layer.out_channels) < whole:
+                total += world.rank * (inputs + stored[t])  # predictor: its code, its rows
+            else:
+                total += inputs * stored[t]
             if runs:  # h = 2: encoder, 5 context inputs, recurrence, head
                 total += 2 * (inputs + stored[t] + 5) + 2 * 2 * 2 + 2
         for follower in graph.followers:
@@ -269,7 +279,7 @@ def counted_macs(world: World, gate: PruningGate) -> list[int]:
 @given(widths, seeds)
 def test_costs_grow_with_every_kept_channel(shape: tuple, seed: int) -> None:
     graph = _traced(*shape).channels
-    costs = CostModel(graph, agent=runtime_agent_size(2))
+    costs = CostModel(graph, True, runtime_agent_size(2), _rank(seed))
     generator = torch.Generator().manual_seed(seed)
     part = torch.rand(8, len(graph.layers), generator=generator)
     computed = (part * costs.channels).long().clamp(min=1)
@@ -388,7 +398,7 @@ def test_the_physically_smaller_network_equals_the_masked_one(drawn: tuple) -> N
     scale = max(1.0, float(logits.abs().max()))
     assert float((small(images, gate.keep) - logits).abs().max()) <= 1e-5 * scale
     # What is stored is what is counted: predictors included, the agent apart.
-    costs, stored = CostModel(world.graph), gate.stored[:1]
+    costs, stored = CostModel(world.graph, predictor_rank=world.rank), gate.stored[:1]
     numbers = costs.parameters().total(stored).item()
     assert numbers == small.numbers()
     assert costs.storage_bytes().total(stored).item() == 4 * (numbers + small.index_numbers())
@@ -403,10 +413,12 @@ def overwrite(world: World, gone: list[Tensor]) -> None:
     and biases, shifts of deleted channels, and what would read them."""
     for layer, module in zip(world.graph.layers, world.network.layers, strict=True):
         rows = gone[layer.index]
+        predictor = module.runtime_predictor
+        over_inputs = predictor.weight if predictor.code is None else predictor.code
         for tensor in (
             module.conv.weight,
-            module.runtime_predictor.weight,
-            module.runtime_predictor.bias,
+            predictor.weight,
+            predictor.bias,
             module.shift,
         ):
             tensor[rows] = 3.0 * torch.randn(tensor[rows].shape, generator=world.generator)
@@ -416,7 +428,7 @@ def overwrite(world: World, gone: list[Tensor]) -> None:
                 columns = torch.zeros(layer.in_channels, dtype=torch.bool)
                 columns[start : start + source.channels] = gone[source.layer]
                 module.conv.weight[:, columns] = 7.0
-                module.runtime_predictor.weight[:, columns] = 7.0
+                over_inputs[:, columns] = 7.0
             start += source.channels
 
 
