@@ -204,6 +204,10 @@ class TrainingConfig:
             the phase; fine-tuning's schedule spans all rounds.
         gradient_clip: largest norm of the CNN's gradient.
         label_smoothing: of the cross-entropy in all CNN phases.
+        distillation: after pretraining, the weight w of the pretrained network's answers:
+            (1 - w) CE(labels) + w T^2 KL(pretrained || pruned), for every method alike.
+            Costs one dense forward pass per step. 0: labels only (paper).
+        distillation_temperature: T, which softens both networks' answers.
     """
 
     pretrain_epochs: Count = 10
@@ -218,6 +222,8 @@ class TrainingConfig:
     finetune_learning_rate: Positive = 1e-3
     gradient_clip: Positive = 40.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    distillation: Fraction = 0.0
+    distillation_temperature: Positive = 2.0
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -34,6 +34,8 @@ class CnnSchedule:
         batch_size: images per step.
         gradient_clip: largest gradient norm.
         label_smoothing: of the cross-entropy.
+        distillation: weight of the teacher's answers, 0 to 1.
+        temperature: of the distillation.
     """
 
     learning_rate: float
@@ -41,6 +43,22 @@ class CnnSchedule:
     batch_size: int
     gradient_clip: float
     label_smoothing: float
+    distillation: float = 0.0
+    temperature: float = 1.0
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || network) of answers softened by T, mean over [B, K] logits; [].
+
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", Sec. 2.
+    """
+    divergence = F.kl_div(
+        F.log_softmax(logits / temperature, 1),
+        F.log_softmax(teacher / temperature, 1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    return temperature**2 * divergence
 
 
 class CnnTrainer:
@@ -53,6 +71,8 @@ class CnnTrainer:
         seed: entropy of everything random.
         freeze: names (suffixes) of parameters that stay fixed, for example
             "static_importance".
+        teacher: whose answers are imitated (``schedule.distillation``), in eval mode;
+            None: nobody's.
     """
 
     def __init__(
@@ -62,8 +82,10 @@ class CnnTrainer:
         schedule: CnnSchedule,
         seed: list[int],
         freeze: tuple[str, ...] = (),
+        teacher: GatedNetwork | None = None,
     ) -> None:
         self.network = network
+        self.teacher = teacher
         self.images = images
         self.schedule = schedule
         self.seed = seed
@@ -139,7 +161,7 @@ class CnnTrainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
         logits = self.network(images, gate)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
+        loss = self._loss(logits, images, labels)
         value = float(loss.item())
         if not math.isfinite(value):
             raise TrainingDivergedError(
@@ -154,6 +176,16 @@ class CnnTrainer:
         self.step += 1
         self.last_loss = value
         return value, int((logits.argmax(1) == labels).sum().item())
+
+    def _loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        schedule = self.schedule
+        loss = F.cross_entropy(logits, labels, label_smoothing=schedule.label_smoothing)
+        if self.teacher is None or schedule.distillation <= 0.0:
+            return loss
+        with torch.no_grad():
+            answers = self.teacher(images)
+        imitation = distillation_loss(logits, answers, schedule.temperature)
+        return (1.0 - schedule.distillation) * loss + schedule.distillation * imitation
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and position; the network is saved by its owner."""

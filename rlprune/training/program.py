@@ -19,7 +19,7 @@ from rlprune.agents.networks import RuntimeAgent, StaticAgent
 from rlprune.config import TrainingConfig, TrialConfig
 from rlprune.data import ImageSet
 from rlprune.mdp.reward import PriceCurve
-from rlprune.pruning import Gate
+from rlprune.pruning import Gate, GatedNetwork
 from rlprune.training import methods
 from rlprune.training.cnn import CnnSchedule, CnnTrainer, GateFactory, reestimate_batchnorm
 from rlprune.training.evaluate import Evaluator, Measurement, SplitResult
@@ -258,11 +258,26 @@ class TrialProgram:
             else training.finetune_learning_rate
         )
         schedule = CnnSchedule(
-            rate, steps.count, steps.batch_size, training.gradient_clip, training.label_smoothing
+            rate,
+            steps.count,
+            steps.batch_size,
+            training.gradient_clip,
+            training.label_smoothing,
+            training.distillation,
+            training.distillation_temperature,
         )
         # Every method sees the same images in the same order.
         seed = [self.config.seed, _SEED_OF_PHASE.get(phase, _SEED_OF_PHASE[ALTERNATE])]
-        return CnnTrainer(self.network, self.images, schedule, seed, frozen)
+        teacher = None if phase == PRETRAIN else self._teacher()
+        return CnnTrainer(self.network, self.images, schedule, seed, frozen, teacher)
+
+    def _teacher(self) -> GatedNetwork | None:
+        """The network as pretrained; None where nobody imitates it."""
+        if self.config.training.distillation <= 0.0:
+            return None
+        teacher = network_of(self.config, self.images)
+        teacher.load_state_dict(self.snapshots[PRETRAINED])
+        return teacher.to(self.network.layers[0].shift.device).eval().requires_grad_(False)
 
     def _train_cnn(self, unit: Unit, gates: GateFactory | None) -> None:
         trainer = self.trainer
