@@ -42,10 +42,13 @@ class _RecurrentAgent(nn.Module):
     """Heads shared by both agents: mean (anchored at the observation's base), log-std, value."""
 
     memory: nn.RNN | nn.LSTM
+    least_log_std: Tensor
 
     def __init__(self, hidden: int, config: AgentConfig) -> None:
         super().__init__()
-        self.min_log_std = config.min_log_std
+        self._spread = (max(config.initial_log_std, config.min_log_std), config.min_log_std)
+        # A buffer: rollout workers and checkpoints get it with the weights.
+        self.register_buffer("least_log_std", torch.tensor(self._spread[0]))
         self.mean_head = nn.Linear(hidden, 1)
         self.log_std_head = nn.Linear(hidden, 1)
         self.value_head = nn.Linear(hidden, 1)
@@ -65,12 +68,25 @@ class _RecurrentAgent(nn.Module):
 
     def heads(self, hidden: Tensor, base: Tensor) -> AgentOutput:
         """[..., h] and the anchor [...] -> outputs [...]."""
-        log_std = self.log_std_head(hidden).squeeze(-1).clamp(self.min_log_std, 0.0)
+        log_std = self.log_std_head(hidden).squeeze(-1).clamp(max=0.0)
+        log_std = torch.maximum(log_std, self.least_log_std)
         return AgentOutput(
             mean=self.mean_head(hidden).squeeze(-1) + base,
             log_std=log_std,
             value=self.value_head(hidden).squeeze(-1),
         )
+
+    def narrow(self, progress: float) -> None:
+        """Lowers the least log-std linearly, from its initial value to the configured one.
+
+        Without it PPO narrows a policy within tens of updates, long before the policy has
+        found out which images need more: measured in analysis/learning.md.
+
+        Args:
+            progress: share of the planned updates that have been taken, 0 to 1.
+        """
+        wide, narrow = self._spread
+        self.least_log_std.fill_(wide + min(1.0, progress) * (narrow - wide))
 
     def unroll(self, observations: Tensor) -> tuple[AgentOutput, Tensor]:
         """All layers at once: [B, T, D] -> outputs [B, T] and hidden states [B, T, h]."""

@@ -47,13 +47,17 @@ def storage_term(cost: Tensor, budget: Tensor) -> Tensor:
 
 
 def mean_compute_term(cost: Tensor, target: Tensor, price: Tensor) -> Tensor:
-    """-price * (cost - target) [B]; zero without a mean budget.
+    """-price * (cost - target) / target [B]; zero without a mean budget.
+
+    Relative to the target, so that one initial price suits every budget.
 
     Deviation: the paper has no budget on the mean. The price is a Lagrange multiplier,
     adapted by :class:`PriceCurve` until the mean cost meets the target.
     """
-    term = -price * (cost - target)
-    return torch.where(torch.isfinite(target), term, torch.zeros_like(cost))
+    limited = torch.isfinite(target)
+    finite = torch.where(limited, target, torch.ones_like(target))
+    term = -price * (cost - finite) / finite
+    return torch.where(limited, term, torch.zeros_like(cost))
 
 
 def leave_one_out(rewards: Tensor, group: int) -> Tensor:
@@ -86,10 +90,10 @@ class PriceCurve:
 
     knots: list[float]
     prices: list[float]
-    step: float = 0.2
+    step: float = 0.05
 
     @classmethod
-    def over(cls, low: float, high: float, count: int = 5, price: float = 1.0) -> PriceCurve:
+    def over(cls, low: float, high: float, count: int = 5, price: float = 0.3) -> PriceCurve:
         """A flat curve over targets from ``low`` to ``high``."""
         count = 1 if high - low < 1e-9 else count
         return cls(

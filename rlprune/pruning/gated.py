@@ -11,6 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.backbones.graph import ChannelGraph, FollowerLayer, PrunableLayer, TracedBackbone
+from rlprune.pruning.batch_channels import (
+    batch_channels,
+    convolve_part,
+    normalize_part,
+    put_back,
+)
 from rlprune.pruning.predictor import ImportancePredictor
 
 
@@ -125,16 +131,39 @@ class GatedConv(nn.Module):
         keep = gate(self.layer.index, pooled, runtime)
         scale = signed_product(runtime, self.static_importance)
         shift = self.shift.expand_as(scale)
-        if keep is not None:
-            scale, shift = scale * keep, shift * keep
-        y = self.conv(x)
-        if self.norm is not None:
-            if self.norm.training:
-                y = self.norm(y)
-            else:  # fold the statistics into the scale: one pass over y instead of two
-                reciprocal, mean = _folded(self.norm)
-                scale = scale * reciprocal
-                shift = shift - scale * mean
+        if keep is None:
+            return self._affine(self.conv(x), scale, shift)
+        scale, shift = scale * keep, shift * keep
+        part = batch_channels(self.layer, gate.keep, keep) if self._divisible else None
+        if part is None:
+            return self._affine(self.conv(x), scale, shift)
+        y = convolve_part(self.conv, x, part)
+        y = self._affine(y, scale[:, part.outputs], shift[:, part.outputs], part.outputs)
+        return put_back(y, part.outputs, self.layer.out_channels)
+
+    @property
+    def _divisible(self) -> bool:
+        """Whether some channels can be computed without the others.
+
+        Not where BatchNorm takes a plain average over batches (momentum None): it counts
+        batches, not those in which a channel was seen.
+        """
+        averages = self.norm is not None and self.norm.training and self.norm.momentum is None
+        return self.conv.groups == 1 and not averages and isinstance(self.conv.padding, tuple)
+
+    def _affine(
+        self, y: Tensor, scale: Tensor, shift: Tensor, channels: Tensor | None = None
+    ) -> Tensor:
+        """scale * norm(y) + shift with scale and shift [B, k], of all or given channels."""
+        if self.norm is not None and not self.norm.training:
+            # Fold the statistics into the scale: one pass over y instead of two.
+            reciprocal, mean = _folded(self.norm)
+            if channels is not None:
+                reciprocal, mean = reciprocal[channels], mean[channels]
+            scale = scale * reciprocal
+            shift = shift - scale * mean
+        elif self.norm is not None:
+            y = self.norm(y) if channels is None else normalize_part(self.norm, y, channels)
         return torch.addcmul(shift[:, :, None, None], y, scale[:, :, None, None])
 
 

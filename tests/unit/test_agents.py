@@ -83,6 +83,7 @@ def noise(seed: int) -> torch.Generator:
 def test_stepping_equals_unrolling(role: str) -> None:
     world = World()
     agent = stirred(getattr(world, role))
+    agent.narrow(1.0)  # else the least spread would hide what the log-std head says
     width = runtime_width(world.graph) if role == "runtime" else CONTEXT_WIDTH + STATIC_FEATURES
     observations = torch.randn(3, len(world.graph.layers), width)
     unrolled, _ = agent.unroll(observations)
@@ -200,7 +201,9 @@ def test_initial_and_least_spread() -> None:
     assert torch.equal(agent.unroll(observations)[0].value, torch.zeros(2, 3))
     with torch.no_grad():
         agent.log_std_head.bias.fill_(-9.0)
-        assert torch.equal(agent.unroll(observations)[0].log_std, torch.full((2, 3), -3.0))
+        for progress, least in ((0.0, -2.5), (0.5, -2.75), (1.0, -3.0), (1.5, -3.0)):
+            agent.narrow(progress)
+            assert torch.equal(agent.unroll(observations)[0].log_std, torch.full((2, 3), least))
         agent.log_std_head.bias.fill_(9.0)
         assert torch.equal(agent.unroll(observations)[0].log_std, torch.zeros(2, 3))
 

@@ -58,8 +58,8 @@ def test_huge_overruns_stay_finite() -> None:
 
 
 def test_mean_compute_term_is_a_price_on_the_distance() -> None:
-    terms = mean_compute_term(numbers(0.5, 0.2), numbers(0.3, 0.3), numbers(2.0, 2.0))
-    assert terms.tolist() == pytest.approx([-0.4, 0.2])
+    terms = mean_compute_term(numbers(0.5, 0.2), numbers(0.4, 0.4), numbers(2.0, 2.0))
+    assert terms.tolist() == pytest.approx([-0.5, 1.0])
 
 
 # --- baseline -------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_curve_over_a_range_and_over_a_point() -> None:
     curve = PriceCurve.over(0.2, 0.6, count=3, price=1.5)
     assert curve.knots == pytest.approx([0.2, 0.4, 0.6]) and curve.prices == [1.5] * 3
     point = PriceCurve.over(0.25, 0.25)
-    assert point.knots == [0.25] and point.price(numbers(0.1, 0.25)).tolist() == [1.0, 1.0]
+    assert point.knots == [0.25] and point.price(numbers(0.1, 0.25)).tolist() == [0.3, 0.3]
 
 
 def test_dual_step_is_shared_out_between_the_knots() -> None:
