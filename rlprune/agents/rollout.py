@@ -54,6 +54,8 @@ class Rollout:
         storage: fraction of the dense network's bytes [B].
         rate: R_r [B].
         mean_target: mean-compute budget, fraction of dense MACs [B], infinity = none.
+        compute_cap: budget of any image's MACs, likewise [B].
+        storage_cap: storage budget, fraction of the dense network's bytes [B], likewise.
         computed_ratio: kept channels over channels [B, T].
         stored_ratio: likewise, stored [B, T].
     """
@@ -70,6 +72,8 @@ class Rollout:
     storage: Tensor
     rate: Tensor
     mean_target: Tensor
+    compute_cap: Tensor
+    storage_cap: Tensor
     computed_ratio: Tensor
     stored_ratio: Tensor
 
@@ -105,11 +109,13 @@ def roll_out(
     accuracy = accuracy_term(loss, scales.average_loss)
     # At R_r = 0 the static plan keeps the mean budget by itself: the price is not at work.
     target = torch.where(budgets.rate > 0, budgets.compute_mean / scales.dense_macs, torch.inf)
-    runtime_reward = accuracy + compute_term(macs, budgets.compute_max / scales.dense_macs)
+    compute_cap = budgets.compute_max / scales.dense_macs
+    storage_cap = budgets.storage_bytes / scales.dense_bytes
+    runtime_reward = accuracy + compute_term(macs, compute_cap)
     if scales.price is not None:
         price = scales.price.price(target)
         runtime_reward = runtime_reward + mean_compute_term(macs, target, price)
-    static_reward = accuracy + storage_term(storage, budgets.storage_bytes / scales.dense_bytes)
+    static_reward = accuracy + storage_term(storage, storage_cap)
     channels = rules.costs.channels
     return Rollout(
         runtime=runtime_policy.trajectory(),
@@ -124,6 +130,8 @@ def roll_out(
         storage=storage,
         rate=budgets.rate,
         mean_target=target,
+        compute_cap=compute_cap,
+        storage_cap=storage_cap,
         computed_ratio=gate.computed / channels,
         stored_ratio=gate.stored / channels,
     )

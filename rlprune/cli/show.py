@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from rlprune.presets import preset_names, preset_path, sweep_names
-from rlprune.report.figures import tradeoff_figure, training_figure
+from rlprune.report.figures import tradeoff_figure
 from rlprune.report.terminal import rich_table
 from rlprune.results import COLUMNS
 from rlprune.training.progress import Reporter
@@ -116,8 +116,8 @@ def show_results(rows: pd.DataFrame, out: Path, results: Path | None = None) -> 
     """
     folder = RunFolder(out)
     pictures = [tradeoff_figure(rows, out / "tradeoff.png")]
-    if folder.updates.exists():
-        pictures.append(training_figure(pd.read_parquet(folder.updates), out / "training.png"))
+    if folder.training_picture.exists():
+        pictures.append(folder.training_picture)
     console = Console(width=None if sys.stdout.isatty() else 120)
     first = rows.iloc[0]
     console.print(rich_table(rows, f"{first['backbone']} on {first['dataset']}, test images"))

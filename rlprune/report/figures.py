@@ -14,7 +14,6 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from rlprune.errors import ResultsError
 from rlprune.report.canvas import DPI, drawing
@@ -24,7 +23,6 @@ from rlprune.results.table import latest_points
 
 _METRICS = {"accuracy": "test accuracy [%]", "storage": "storage [KB]"}
 _SETTING = ("compute_max_budget_macs", "compute_mean_budget_macs", "budget_s")
-_KEEP = "keep_ratio_"
 
 
 def tradeoff_figure(df: pd.DataFrame, path: str | Path) -> Path:
@@ -63,52 +61,6 @@ def tradeoff_figure(df: pd.DataFrame, path: str | Path) -> Path:
         subtitle = "" if len(panels) > 1 else f"\n{_budget_text(points)}"
         figure.suptitle(_title(points) + subtitle, fontsize=11)
         _shared_legend(figure)
-        return _save(figure, path)
-
-
-def training_figure(progress_df: pd.DataFrame, path: str | Path) -> Path:
-    """Draws rewards, the CNN's loss, its MACs and the keep ratios against RL updates.
-
-    Args:
-        progress_df: one row per RL update with ``update``, ``phase_round`` (which
-            alternation), ``reward_runtime``, ``reward_static``, ``loss`` (nats),
-            ``macs_ratio`` (of the dense network's) and ``keep_ratio_<i>`` per prunable
-            layer i, each a mean over that update's rollouts.
-        path: file to write, the suffix decides the format.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ResultsError: no rows, a column is missing, or the file cannot be written.
-    """
-    needed = ["update", "phase_round", "reward_runtime", "reward_static", "loss", "macs_ratio"]
-    missing = [name for name in needed if name not in progress_df]
-    if missing or progress_df.empty:
-        what = f"columns {', '.join(missing)} are missing" if missing else "there are no updates"
-        raise ResultsError(f"training figure: {what}. Train the agents for at least one update.")
-    df = progress_df.sort_values("update")
-    with drawing():
-        figure = Figure(figsize=(10, 6.6), dpi=DPI, layout="constrained")
-        (rewards, loss), (macs, keep) = figure.subplots(2, 2, sharex=True)
-        _draw_smoothed(rewards, df, "reward_runtime", "#0b6fb8", "runtime agent")
-        _draw_smoothed(rewards, df, "reward_static", "#e07b00", "static agent")
-        rewards.legend(loc="best")
-        _draw_smoothed(loss, df, "loss", "#333333", "loss")
-        _draw_smoothed(macs, df, "macs_ratio", "#2a9d5c", "MACs")
-        _draw_keep_ratios(figure, keep, df)
-        titles = ("reward (mean per rollout)", "CNN loss [nats]", "MACs / dense", "keep ratio")
-        for axis, title in zip((rewards, loss, macs, keep), titles, strict=True):
-            axis.set_title(title, loc="left")
-            _mark_rounds(axis, df, on_map=axis is keep)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axis in (macs, keep):
-            axis.set_xlabel("RL update")
-        figure.suptitle(
-            "Training of the agents (faint: each update; bold: moving mean; "
-            "dotted: the CNN was fine-tuned)",
-            fontsize=11,
-        )
         return _save(figure, path)
 
 
@@ -263,40 +215,3 @@ def _shared_legend(figure: Figure) -> None:
     labels = sorted(entries, key=lambda label: [not label.startswith(name) for name in order])
     handles = [entries[label] for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
-
-
-def _draw_smoothed(axis: Axes, df: pd.DataFrame, column: str, color: str, label: str) -> None:
-    """Each update faint, a moving mean over a twentieth of the updates bold."""
-    window = max(1, len(df) // 20)
-    smooth = df[column].rolling(window, min_periods=1).mean()
-    updates = df["update"].to_numpy()
-    if window > 1:
-        axis.plot(updates, df[column].to_numpy(), color=color, alpha=0.3, linewidth=0.8)
-    marker = "o" if len(df) == 1 else ""
-    axis.plot(updates, smooth.to_numpy(), color=color, linewidth=2, marker=marker, label=label)
-
-
-def _draw_keep_ratios(figure: Figure, axis: Axes, df: pd.DataFrame) -> None:
-    """Layers downwards in order of execution, colour = mean keep ratio."""
-    layers = sorted(int(n.removeprefix(_KEEP)) for n in map(str, df.columns) if n.startswith(_KEEP))
-    if not layers:
-        axis.text(0.5, 0.5, "no keep ratios recorded", ha="center", transform=axis.transAxes)
-        return
-    updates = df["update"].to_numpy(dtype=float)
-    edges = np.concatenate([updates - 0.5, updates[-1:] + 0.5])
-    values = df[[f"{_KEEP}{layer}" for layer in layers]].to_numpy(dtype=float).T
-    rows = np.arange(len(layers) + 1) - 0.5
-    mesh = axis.pcolormesh(edges, rows, values, cmap="viridis", vmin=0, vmax=1)
-    axis.grid(visible=False)
-    axis.set_ylim(len(layers) - 0.5, -0.5)
-    axis.set_ylabel("layer")
-    shown = range(0, len(layers), max(1, len(layers) // 10))
-    axis.set_yticks(list(shown), [str(layers[row]) for row in shown])
-    figure.colorbar(mesh, ax=axis, label="kept channels / channels")
-
-
-def _mark_rounds(axis: Axes, df: pd.DataFrame, *, on_map: bool) -> None:
-    starts = df.loc[df["phase_round"].diff().fillna(0) != 0, "update"]
-    for start in starts:
-        color = "white" if on_map else "#999999"
-        axis.axvline(float(start) - 0.5, color=color, linestyle=":", linewidth=1.2)

@@ -6,7 +6,8 @@
     status.json             every trial's state, for `rlprune status`
     optuna.journal          what Optuna has tried (only with that searcher)
     results/                Parquet rows of all trials
-    updates/TRIAL.parquet   one row per PPO update
+    updates/TRIAL.parquet   one row per PPO update; updates/TRIAL.png: the picture of them
+    difficulty/             TRIAL.parquet: the learned policy on easy and on hard images
     TRIAL/checkpoint_*      the trial's last checkpoints
     TRIAL/tensorboard/      its TensorBoard files; TRIAL/error.txt: why it failed
 
@@ -57,6 +58,16 @@ def results(uri: str) -> str:
 def updates(uri: str, trial: str) -> str:
     """The PPO updates of one trial."""
     return files.join(uri, "updates", f"{trial}.parquet")
+
+
+def picture(uri: str, trial: str) -> str:
+    """The picture of one trial's training."""
+    return files.join(uri, "updates", f"{trial}.png")
+
+
+def difficulty(uri: str, trial: str) -> str:
+    """What one trial's learned policy spends on easy and on hard images."""
+    return files.join(uri, "difficulty", f"{trial}.parquet")
 
 
 def trial(uri: str, name: str) -> str:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from rlprune.sweep.checkpoints import (
 )
 from rlprune.sweep.fields import MUTABLE, set_field
 from rlprune.training.checkpoint import read_checkpoint_config
+from rlprune.training.log import TrainingLog
 from rlprune.training.pretrained import PretrainedCache, pretrained_key
 from rlprune.training.program import LEARNED, PRETRAIN
-from rlprune.training.progress import Reporter
+from rlprune.training.progress import Reporter, Values
 from rlprune.training.rows import result_row
-from rlprune.training.session import SessionReporter, write_updates
+from rlprune.training.session import SessionReporter
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +187,11 @@ class TrialTrainable(tune.Trainable):
         )
         program = self._algorithm.program
         program.reporter = self._reporter
+        self._log = TrainingLog(
+            layout.updates(self._sweep["uri"], self._trial.name),
+            layout.difficulty(self._sweep["uri"], self._trial.name),
+            layout.picture(self._sweep["uri"], self._trial.name),
+        )
         self._cache = PretrainedCache(self._sweep["pretrained"])
         self._key = pretrained_key(program, digest)
         self._next_renewal = 0.0
@@ -230,8 +236,7 @@ class TrialTrainable(tune.Trainable):
         ]
         if rows:
             write_rows(layout.results(self._sweep["uri"]), rows)
-        if program.history:
-            write_updates(layout.updates(self._sweep["uri"], self._trial.name), program.history)
+        self._log.write(self._algorithm)
 
     def _result(self, phase: str, checkpoint: bool) -> dict[str, Any]:
         program = self._algorithm.program
@@ -320,6 +325,11 @@ class _TrialReporter(SessionReporter):
         """See :class:`Reporter`."""
         if self._curves:
             super().scalars(step, values)
+
+    def histograms(self, step: int, values: Mapping[str, Values]) -> None:
+        """See :class:`Reporter`."""
+        if self._curves:
+            super().histograms(step, values)
 
     def advance(self, name: str, done: int, total: int, values: dict[str, float]) -> None:
         """See :class:`Reporter`."""

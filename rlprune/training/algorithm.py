@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,16 @@ from ray.rllib.utils.typing import StateDict
 
 from rlprune.agents.modules import module_spec
 from rlprune.agents.networks import RUNTIME, STATIC, RuntimeAgent, StaticAgent
+from rlprune.agents.rollout import Rollout
 from rlprune.config import TrialConfig
 from rlprune.data import ImageSet, load_image_set
 from rlprune.errors import RolloutError, TrainingDivergedError
 from rlprune.training.checkpoint import read_checkpoint, write_checkpoint
+from rlprune.training.diagnostics import (
+    HISTOGRAM_EVERY,
+    UpdateDiagnostics,
+    update_diagnostics,
+)
 from rlprune.training.evaluate import Measurement
 from rlprune.training.learner import (
     CLIP_FRACTION_KEY,
@@ -225,20 +232,25 @@ class PruningAlgorithm(Algorithm):
                 program.prepare_rollouts(self)
         try:
             while program.counters.rl_updates < updates:
-                record = self._update_agents()
+                update = self._update_agents()
+                done, record = program.counters.rl_updates, update.record
                 program.history.append(record)
-                reporter.scalars(
-                    program.counters.rl_updates, {f"agents/{k}": v for k, v in record.items()}
-                )
-                reporter.advance("agents", program.counters.rl_updates, total, record)
+                reporter.scalars(done, {f"agents/{k}": v for k, v in record.items()})
+                if (done - 1) % HISTOGRAM_EVERY == 0:
+                    reporter.histograms(done, update.histograms())
+                reporter.advance("agents", done, total, record)
         finally:
             seconds = program.counters.seconds
             spent = time.perf_counter() - started
             seconds["agents"] = seconds.get("agents", 0.0) + spent
 
-    def _update_agents(self) -> dict[str, float]:
+    def _update_agents(self) -> UpdateDiagnostics:
         """One PPO update: rollouts, learner, moving averages."""
         program = self.program
+        training = program.config.training
+        planned = max(1, training.rounds * training.updates_per_round)
+        for agent in self.agents():
+            agent.narrow(program.counters.rl_updates / planned)
         chunks = self._collect()
         rollouts = [chunk.rollout for chunk in chunks]
         episodes = sum(len(rollout.loss) for rollout in rollouts)
@@ -258,43 +270,36 @@ class PruningAlgorithm(Algorithm):
         loss = float(torch.cat([rollout.loss for rollout in rollouts]).mean())
         decay = program.config.agents.loss_average_decay
         program.average_loss = decay * program.average_loss + (1 - decay) * loss
-        return self._record(chunks, results, loss)
+        return self._diagnostics(rollouts, results)
 
-    def _record(self, chunks: list[Chunk], results: Any, loss: float) -> dict[str, float]:
+    def _diagnostics(self, rollouts: list[Rollout], results: Any) -> UpdateDiagnostics:
+        """What the update tells, under its number and round."""
         program = self.program
-
-        def mean(name: str) -> float:
-            values = torch.cat([getattr(chunk.rollout, name) for chunk in chunks])
-            return float(values.double().mean())
-
+        group, done = program.config.agents.samples_per_image, program.counters.rl_updates
         per_round = max(1, program.config.training.updates_per_round)
-        record = {
-            "update": float(program.counters.rl_updates),
-            "phase_round": float((program.counters.rl_updates - 1) // per_round),
-            "reward_runtime": mean("runtime_reward"),
-            "reward_static": mean("static_reward"),
-            "loss": loss,
-            "accuracy": mean("correct"),
-            "macs_ratio": mean("macs"),
-            "storage_ratio": mean("storage"),
-        }
-        computed = torch.cat([chunk.rollout.computed_ratio for chunk in chunks])
-        for layer, ratio in enumerate(computed.mean(0)):
-            record[f"keep_ratio_{layer}"] = float(ratio)
-        if program.price is not None:
-            record["price"] = float(np.mean(program.price.prices))
+        found = update_diagnostics(rollouts, group, program.price, self._learned(results))
+        number = {"update": float(done), "phase_round": float((done - 1) // per_round)}
+        return replace(found, record={**number, **found.record})
+
+    def _learned(self, results: Any) -> dict[str, float]:
+        """The learner's numbers as ``role_key``.
+
+        Raises:
+            TrainingDivergedError: a loss is not finite.
+        """
+        learned: dict[str, float] = {}
         for role in (RUNTIME, STATIC):
             stats = results[0][role]
             for key in ("vf_explained_var", "entropy", "total_loss", CLIP_FRACTION_KEY, KL_KEY):
                 value = stats[key]
-                record[f"{role}_{key}"] = float(value.peek() if hasattr(value, "peek") else value)
-            if not math.isfinite(record[f"{role}_total_loss"]):
+                learned[f"{role}_{key}"] = float(value.peek() if hasattr(value, "peek") else value)
+            if not math.isfinite(learned[f"{role}_total_loss"]):
                 raise TrainingDivergedError(
-                    f"The {role} agent's loss became {record[f'{role}_total_loss']} at update "
-                    f"{program.counters.rl_updates}. Lower agents.learning_rate and resume "
+                    f"The {role} agent's loss became {learned[f'{role}_total_loss']} at update "
+                    f"{self.program.counters.rl_updates}. Lower agents.learning_rate and resume "
                     "from the last checkpoint."
                 )
-        return record
+        return learned
 
     def _collect(self) -> list[Chunk]:
         """Chunks of all workers; a worker that died is waited for and asked again."""

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Values = Tensor | NDArray[np.floating[Any]]
+"""Numbers of any shape."""
+
 
 class Interrupted(Exception):
     """Raised by a reporter to stop a trial between two steps; the trial saves itself."""
@@ -21,6 +31,9 @@ class Reporter:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Scalars for TensorBoard at ``step`` (counted per name's first part)."""
+
+    def histograms(self, step: int, values: Mapping[str, Values]) -> None:
+        """Distributions for TensorBoard at ``step``: numbers of any shape by name."""
 
     def note(self, text: str) -> None:
         """A line for the user."""

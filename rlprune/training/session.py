@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +16,21 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from rlprune import files
 from rlprune.config import TrialConfig, config_to_dict
 from rlprune.data import ImageSet, load_image_set
 from rlprune.errors import CheckpointError, RlpruneError
 from rlprune.results import load_rows, write_rows
 from rlprune.training.checkpoint import latest_checkpoint, read_checkpoint, save_numbered
 from rlprune.training.cluster import private_ray
-from rlprune.training.progress import Interrupted, Reporter
+from rlprune.training.log import TrainingLog
+from rlprune.training.progress import Interrupted, Reporter, Values
 from rlprune.training.rows import result_row
 from rlprune.training.setup import setup_trial
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 300.0
+_HISTOGRAM_BINS = 30
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,16 @@ class RunFolder:
     def updates(self) -> Path:
         """One row per PPO update."""
         return self.root / "updates.parquet"
+
+    @property
+    def difficulty(self) -> Path:
+        """MACs of the learned policy on easy and on hard images."""
+        return self.root / "difficulty.parquet"
+
+    @property
+    def training_picture(self) -> Path:
+        """The picture of the agents' training."""
+        return self.root / "training.png"
 
     @property
     def config(self) -> Path:
@@ -90,6 +100,11 @@ class SessionReporter(Reporter):
         """See :class:`Reporter`."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def histograms(self, step: int, values: Mapping[str, Values]) -> None:
+        """See :class:`Reporter`."""
+        for name, numbers in values.items():
+            self._writer.add_histogram(name, numbers, step, bins=_HISTOGRAM_BINS)
 
     def note(self, text: str) -> None:
         """See :class:`Reporter`."""
@@ -216,6 +231,7 @@ def _run(
     try:
         program = algorithm.program
         program.reporter = reporter
+        log = TrainingLog(folder.updates, folder.difficulty, folder.training_picture)
         if checkpoint is not None:
             algorithm.load_checkpoint(str(checkpoint))
             reporter.note(f"Resumed from {checkpoint}.")
@@ -225,9 +241,8 @@ def _run(
             rows = [result_row(program, m, config.name, uri) for m in algorithm.measurements]
             if rows:
                 write_rows(folder.results, rows)
+            log.write(algorithm)
             save_numbered(folder.checkpoints, program.position, algorithm.save_checkpoint)
-            if program.history:
-                write_updates(folder.updates, program.history)
         return bool(program.finished)
     finally:
         algorithm.stop()
@@ -242,10 +257,3 @@ def _build(config: TrialConfig, images: ImageSet) -> Any:
         return PruningAlgorithm(PruningAlgorithmConfig.of(config), images=images)
     except ray.exceptions.RayActorError as error:
         raise RlpruneError(f"A rollout worker could not start: {error}") from error
-
-
-def write_updates(path: str | Path, history: list[dict[str, float]]) -> None:
-    """Writes one row per PPO update to a Parquet file (a path or URI), whole or not at all."""
-    buffer = io.BytesIO()
-    pd.DataFrame(history).to_parquet(buffer, index=False)
-    files.write_whole(path, buffer.getvalue())

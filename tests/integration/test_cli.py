@@ -97,6 +97,13 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, config: Path) -> N
     assert (tmp_path / "hit" / "tradeoff.png").stat().st_size > 10_000
     assert (tmp_path / "hit" / "training.png").stat().st_size > 10_000
     assert list((tmp_path / "hit" / "tensorboard").glob("events.out.tfevents.*"))
+    found = [pd.read_parquet(tmp_path / run / "difficulty.parquet") for run in ("calm", "hit")]
+    pd.testing.assert_frame_equal(*found)
+    rows = load_rows(tmp_path / "calm").query("method == 'learned'").set_index("tradeoff_rate")
+    for rate, deciles in found[0].groupby("tradeoff_rate"):  # the pass that was measured
+        accuracy = (deciles["accuracy"] * deciles["images"]).sum() / deciles["images"].sum()
+        assert accuracy == pytest.approx(rows["test_accuracy"][rate])
+        assert len(deciles) == 10
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, config: Path) -> None:

@@ -80,6 +80,12 @@ def test_a_sweep_measures_every_trial_and_says_how_to_go_on(calm: Path) -> None:
         assert list(folder.glob("tensorboard/events.out.tfevents.*"))
         updates = pd.read_parquet(calm / "runs" / "small" / "updates" / f"{name}.parquet")
         assert len(updates) == 2 and "reward_runtime" in updates
+        picture = calm / "runs" / "small" / "updates" / f"{name}.png"
+        assert picture.stat().st_size > 10_000
+        difficulty = pd.read_parquet(calm / "runs" / "small" / "difficulty" / f"{name}.parquet")
+        learned = rows[(rows["trial"] == name) & (rows["method"] == "learned")].iloc[0]
+        mean = (difficulty["macs_ratio"] * difficulty["images"]).sum() / difficulty["images"].sum()
+        assert mean == pytest.approx(learned["macs_mean_ratio"])
 
 
 def test_two_budgets_share_one_pretrained_network(calm: Path) -> None:
@@ -190,6 +196,8 @@ def test_an_experiment_in_object_storage_survives_sigkill(calm: Path, tmp_path: 
             code, out, err = finish(process)
             assert code == 0, err
             assert "2 finished" in out
+            assert len(files.list_files(f"{uri}/updates", ".png")) == 2
+            assert len(files.list_files(f"{uri}/difficulty", ".parquet")) == 2
             local = tmp_path / "copy"
             for entry in files.list_files(f"{uri}/results", ".parquet"):
                 target = local / entry.uri.partition("/results/")[2]

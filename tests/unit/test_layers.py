@@ -31,8 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy": _TORCH,
     "results": _BASE,
     "agents": {*_TORCH, "deploy", "results"},
-    "training": {*_TORCH, "deploy", "results", "agents"},
     "report": {*_BASE, "results"},
+    "training": {*_TORCH, "deploy", "results", "agents", "report"},  # the picture of a training
     "sweep": {*_TORCH, "deploy", "results", "agents", "training"},
     "cli": {*_TORCH, "deploy", "results", "agents", "training", "report", "sweep", ""},
     "": {*_TORCH, "deploy", "results", "agents"},  # rlprune/__init__.py

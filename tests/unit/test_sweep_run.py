@@ -70,6 +70,9 @@ def test_an_experiment_is_split_as_it_was_joined(base: str) -> None:
 def test_every_file_has_its_place() -> None:
     uri = "s3://bucket/runs/first"
     assert layout.updates(uri, "0001_width=0.5") == f"{uri}/updates/0001_width=0.5.parquet"
+    assert layout.picture(uri, "0001_width=0.5") == f"{uri}/updates/0001_width=0.5.png"
+    difficulty = layout.difficulty(uri, "0001_width=0.5")
+    assert difficulty == f"{uri}/difficulty/0001_width=0.5.parquet"
     assert layout.error(uri, "0001_width=0.5") == f"{layout.trial(uri, '0001_width=0.5')}/error.txt"
     places = {layout.spec(uri), layout.status(uri), layout.journal(uri), layout.results(uri)}
     names = ("sweep.yaml", "status.json", "optuna.journal", "results")
