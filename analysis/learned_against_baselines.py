@@ -19,7 +19,7 @@ arguments = parser.parse_args()
 rows = pd.read_parquet(arguments.folder / "results")
 rows["backbone"] = rows["backbone"].astype(str)  # from the folders' names: a categorical
 learned = rows[rows["method"] == "learned"]
-others = rows[rows["method"].isin(["uniform", "random"])]
+others = rows[rows["method"].isin(["uniform", "random", "cascade"])]
 pairs = others.merge(learned[[*POINT, "test_accuracy"]], on=POINT, suffixes=("", "_learned"))
 pairs["gain"] = 100 * (pairs["test_accuracy_learned"] - pairs["test_accuracy"])
 table = pairs.groupby(["backbone", "method", "tradeoff_rate"])["gain"].agg(["mean", "sem", "count"])

@@ -33,7 +33,7 @@ DatasetName = Literal["digits", "fashion_mnist", "cifar10", "imagefolder", "parq
 BackboneName = Literal[
     "m_cifarnet", "resnet20", "resnet32", "resnet56", "vgg16_bn", "resnet18", "mobilenet_v2"
 ]
-BaselineName = Literal["dense", "uniform", "static_l1", "random"]
+BaselineName = Literal["dense", "uniform", "static_l1", "random", "cascade"]
 Budget = float | str
 """A budget: see :class:`BudgetConfig`."""
 
@@ -89,12 +89,16 @@ class PruningConfig:
         alpha: least keep ratio of a layer.
         predictor_rank: largest rank of the runtime importance predictors, which makes them
             small; None: whole matrices (paper).
+        width_affine: let each channel's scale and shift follow the share of the layer's
+            inputs that are pruned for the image (two numbers per channel), so that one
+            network suits many widths. Deviation: not in the paper.
         tradeoff: "permanent" (default) makes the storage claim true by construction;
             "paper" is the paper's rule, Eq. 4-5.
     """
 
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     predictor_rank: AtLeastOne | None = None
+    width_affine: bool = False
     tradeoff: Literal["permanent", "paper"] = "permanent"
 
 
@@ -141,7 +145,8 @@ class AgentConfig:
         learning_rate: Adam step of both agents at the first update; falls linearly to a
             tenth over the planned updates (the paper: 1e-6, constant).
         initial_log_std: initial bias of the log-std head (the paper: -4).
-        min_log_std: log-std is not let below this, so exploration never ends.
+        min_log_std: log-std is not let below a bound that falls linearly, over the planned
+            updates, from initial_log_std to this.
         epochs: PPO passes over each update's rollouts.
         gamma, gae_lambda, clip, value_coefficient, entropy_coefficient, gradient_clip: PPO.
         runtime_mean_penalty, static_mean_penalty: weights of the penalty that pulls the
@@ -156,7 +161,7 @@ class AgentConfig:
     action: Literal["auto", "absolute", "change"] = "auto"
     learning_rate: Positive = 3e-3
     initial_log_std: float = -2.5
-    min_log_std: float = -4.0
+    min_log_std: float = -3.5
     epochs: AtLeastOne = 2
     gamma: Fraction = 0.999
     gae_lambda: Fraction = 0.95
@@ -234,7 +239,8 @@ class EvaluationConfig:
         tradeoff_rates: the R_r values; training samples from them too.
         budgets: further numbers s at which to evaluate (each replaces every budget that
             is itself a number s); empty: only the configured budgets.
-        baselines: which simple methods stand beside the learned policy.
+        baselines: which simple methods stand beside the learned policy. ``cascade`` needs
+            ``budgets.compute_mean`` and an R_r above 0, at which alone it is measured.
         random_candidates: N of the ``random`` baseline (best of N on validation).
         batchnorm_images: training images for re-estimating BatchNorm statistics per point.
         batch_size: images per evaluation step.
@@ -366,6 +372,28 @@ def _cross_problems(values: Mapping[str, Any]) -> list[Problem]:
         if all(isinstance(end, (int, float)) for end in span) and not 0.0 < low <= high:
             rule = "must be (low, high) with 0 < low <= high"
             problems.append(Problem("budgets.train_range", rule, span, "Write it as [0.3, 0.7]."))
+    return problems + _cascade_problems(values)
+
+
+def _cascade_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """A cascade spends a mean budget, and decides at run time (R_r > 0)."""
+    budgets, evaluation = values.get("budgets", {}), values.get("evaluation", {})
+    if not isinstance(evaluation, Mapping) or not isinstance(budgets, Mapping):
+        return []
+    baselines = evaluation.get("baselines", ())
+    if not isinstance(baselines, (list, tuple)) or "cascade" not in baselines:
+        return []
+    field, drop = "evaluation.baselines", "or take cascade out of evaluation.baselines."
+    problems = []
+    if budgets.get("compute_mean", BudgetConfig().compute_mean) is None:
+        rule = "cascade needs a budget for the mean compute"
+        remedy = f"Set budgets.compute_mean, {drop}"
+        problems.append(Problem(field, rule, list(baselines), remedy))
+    rates = evaluation.get("tradeoff_rates", EvaluationConfig().tradeoff_rates)
+    if isinstance(rates, (list, tuple)) and all(rate == 0 for rate in rates):
+        rule = "cascade needs a tradeoff rate R_r above 0"
+        remedy = f"Add one such as 0.5 to evaluation.tradeoff_rates, {drop}"
+        problems.append(Problem(field, rule, list(baselines), remedy))
     return problems
 
 

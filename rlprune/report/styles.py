@@ -62,6 +62,18 @@ STYLES = {
         size=10,
         dodge=0.012,
     ),
+    "cascade": Style(
+        "confidence cascade",
+        "#c2458f",
+        "#ee86c3",
+        "pentagon-open",
+        "p",
+        1.5,
+        4,
+        marker="p",
+        size=10,
+        dodge=0.024,
+    ),
     "static_l1": Style("static L1", "#8a5fb0", "#b892dd", "diamond-open", "D", 1.5, 3, line="-."),
     "dense": Style(
         "dense, nothing pruned", "#333333", "#d5d9de", "star-open", "*", 1.5, 2, line="--"

@@ -25,7 +25,7 @@ import pyarrow as pa
 from rlprune.errors import ResultsError
 
 SCHEMA_VERSION = 2
-METHODS = ("learned", "dense", "uniform", "static_l1", "random")
+METHODS = ("learned", "dense", "uniform", "static_l1", "random", "cascade")
 KEY = (
     "experiment",
     "trial",
@@ -69,13 +69,15 @@ _STR, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _FLOATS = pa.list_(pa.float64())
 _MACS, _FRACTION, _BYTES = "multiply-accumulates per image", "fraction 0-1", "bytes"
 _OF_TEST = "over the test images"
+_COMPLETE = "predictors and agent included (cascade: of both networks)"
+_LAST_PASS = "(cascade: of the last network that ran)"
 
 COLUMNS: tuple[Column, ...] = (
     Column("schema_version", pa.int32(), "", "version of this table of columns"),
     Column("experiment", _STR, "", "name of the run or sweep"),
     Column("trial", _STR, "", "name of the trial, unique in its experiment"),
     Column("step", _INT, "iterations", "training iteration of the trial when measured"),
-    Column("method", _STR, "", "learned, dense, uniform, static_l1 or random"),
+    Column("method", _STR, "", "learned, dense, uniform, static_l1, random or cascade"),
     Column("seed", _INT, "", "seed of the trial"),
     Column("backbone", _STR, "", "name of the network, or its package.module:factory"),
     Column("width", _FLOAT, "", "multiplier of the network's channels"),
@@ -93,25 +95,40 @@ COLUMNS: tuple[Column, ...] = (
     Column("test_accuracy_top5", _FLOAT, _FRACTION, "top-5; null with at most 10 classes", True),
     Column("validation_loss", _FLOAT, "nats", "mean cross-entropy, on the validation images"),
     Column("test_loss", _FLOAT, "nats", f"mean cross-entropy, {_OF_TEST}"),
-    Column("macs_mean", _FLOAT, _MACS, f"mean {_OF_TEST}, predictors and agent included"),
+    Column("macs_mean", _FLOAT, _MACS, f"mean {_OF_TEST}, predictors, agent, all passes included"),
     Column("macs_p5", _FLOAT, _MACS, f"5th percentile {_OF_TEST}"),
     Column("macs_p50", _FLOAT, _MACS, f"median {_OF_TEST}"),
     Column("macs_p95", _FLOAT, _MACS, f"95th percentile {_OF_TEST}"),
     Column("macs_max", _FLOAT, _MACS, f"maximum {_OF_TEST}"),
     Column("macs_dense", _FLOAT, _MACS, "cost of the unpruned backbone"),
     Column("macs_mean_ratio", _FLOAT, "ratio", "macs_mean / macs_dense"),
-    Column("parameters", _INT, "numbers", "stored parameters, predictors and agent included"),
-    Column("storage_bytes", _INT, _BYTES, "stored weights, predictors and agent included"),
+    Column("parameters", _INT, "numbers", f"stored parameters, {_COMPLETE}"),
+    Column("storage_bytes", _INT, _BYTES, f"stored weights, {_COMPLETE}"),
     Column("storage_dense_bytes", _INT, _BYTES, "stored weights of the unpruned backbone"),
     Column("storage_ratio", _FLOAT, "ratio", "storage_bytes / storage_dense_bytes"),
     Column("layer_names", pa.list_(_STR), "", "prunable layers, in order of execution"),
-    Column("keep_ratio_mean", _FLOATS, _FRACTION, f"per layer: channels computed, mean {_OF_TEST}"),
+    Column(
+        "keep_ratio_mean",
+        _FLOATS,
+        _FRACTION,
+        f"per layer: channels computed, mean {_OF_TEST} {_LAST_PASS}",
+    ),
     Column("keep_ratio_std", _FLOATS, _FRACTION, f"per layer: its standard deviation {_OF_TEST}"),
-    Column("stored_ratio", _FLOATS, _FRACTION, "per layer: channels not permanently pruned"),
+    Column(
+        "stored_ratio",
+        _FLOATS,
+        _FRACTION,
+        "per layer: channels not permanently pruned (cascade: of the network with more)",
+    ),
     Column("rl_updates", _INT, "updates", "PPO updates of the agents so far"),
     Column("rollouts", _INT, "episodes", "rollouts (one image each) of the agents so far"),
     Column("training_images", _INT, "images", "images the CNN has processed, all phases"),
-    Column("finetune_images", _INT, "images", "images of fine-tuning this method's network"),
+    Column(
+        "finetune_images",
+        _INT,
+        "images",
+        "images of fine-tuning this method's network (cascade: both)",
+    ),
     Column("seconds_pretrain", _FLOAT, "s", "wall time of pretraining"),
     Column("seconds_importance", _FLOAT, "s", "wall time of both importance phases"),
     Column("seconds_agents", _FLOAT, "s", "wall time of training the agents"),

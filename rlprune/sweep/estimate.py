@@ -17,6 +17,7 @@ from rlprune.data import ImageSet
 from rlprune.sweep.fields import pretraining_values
 from rlprune.sweep.space import TrialPoint
 from rlprune.sweep.spec import SweepSpec
+from rlprune.training import cascade
 from rlprune.training.effort import rollout_images, training_images
 from rlprune.training.program import PRETRAIN
 from rlprune.training.setup import TrialSetup
@@ -24,7 +25,7 @@ from rlprune.training.setup import TrialSetup
 _FLOAT_BYTES = 4
 _PROCESS_BYTES = 700 * 2**20  # measured: a process that has imported torch, Ray and RLlib: 683 MiB
 # The weights themselves, their gradient, Adam's two averages, the three snapshots of
-# TrialProgram, and the copy to which a measurement returns.
+# TrialProgram, and the copy to which a measurement returns. A cascade keeps a second network.
 _WEIGHT_COPIES = 8
 
 
@@ -175,9 +176,10 @@ def memory_estimate(
 ) -> MemoryEstimate:
     """Estimates a trial's memory from its network and batch size."""
     batch = min(setup.config.training.batch_size, images.train)
+    copies = _WEIGHT_COPIES + (cascade.LARGE in setup.config.evaluation.baselines)
     return MemoryEstimate(
         images=images.bytes,
-        weights=_WEIGHT_COPIES * setup.costs.dense_bytes(),
+        weights=copies * setup.costs.dense_bytes(),
         activations=batch * network.activations * _FLOAT_BYTES,
         processes=_PROCESS_BYTES * (1 + setup.config.rollouts.num_env_runners),
         on_gpu=on_gpu,

@@ -49,6 +49,45 @@ class SplitResult:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """One pass of a method over every image of a split, before it is summed up.
+
+    Attributes:
+        losses: cross-entropy of each image, float64 [N].
+        hits: whether the k-th guess is right, bool [N, at most 5].
+        confidence: largest softmax probability of each image, float64 [N].
+        macs: multiply-accumulates of each image, float64 [N].
+        computed: channels computed, float64 [N, T].
+        stored: channels stored, float64 [T].
+        parameters: stored numbers.
+        storage_bytes: bytes of stored weights.
+    """
+
+    losses: Tensor
+    hits: Tensor
+    confidence: Tensor
+    macs: Tensor
+    computed: Tensor
+    stored: Tensor
+    parameters: int
+    storage_bytes: int
+
+    def result(self, classes: int) -> SplitResult:
+        """Sums the passes up; top-5 accuracy is given with more than 10 classes."""
+        return SplitResult(
+            accuracy=float(self.hits[:, 0].double().mean()),
+            accuracy_top5=float(self.hits.any(1).double().mean()) if classes > 10 else None,
+            loss=float(self.losses.mean()),
+            macs=self.macs,
+            losses=self.losses,
+            computed=self.computed,
+            stored=self.stored,
+            parameters=self.parameters,
+            storage_bytes=self.storage_bytes,
+        )
+
+
+@dataclass(frozen=True)
 class Measurement:
     """A method at one point.
 
@@ -96,10 +135,10 @@ class Evaluator:
         if point.compute_mean is not None and method.runtime is not None:
             if point.tradeoff_rate > 0:
                 budgets = self._meet_mean(network, method, budgets)
-        self._prepare(network, method, budgets)
+        self.prepare(network, method, budgets)
         validation = self.split(network, method, budgets, self.images.validation)
         test = self.split(network, method, budgets, self.images.test)
-        met = _budgets_met(point, validation, test) if method.runtime is not None else True
+        met = budgets_met(point, validation, test) if method.runtime is not None else True
         dial = float(budgets.compute_dial[0])
         seconds = time.perf_counter() - started
         return Measurement(method.name, point, dial, validation, test, seconds, met)
@@ -108,10 +147,11 @@ class Evaluator:
         """Validation only, with re-estimated BatchNorm: for choosing and for progress."""
         network.set_predictors(method.predictors)
         budgets = method.book.episodes([point])
-        self._prepare(network, method, budgets)
+        self.prepare(network, method, budgets)
         return self.split(network, method, budgets, self.images.validation)
 
-    def _prepare(self, network: GatedNetwork, method: Method, budgets: EpisodeBudgets) -> None:
+    def prepare(self, network: GatedNetwork, method: Method, budgets: EpisodeBudgets) -> None:
+        """Re-estimates BatchNorm's statistics under the method's gates (one episode's budgets)."""
         reestimate_batchnorm(
             network,
             self.images,
@@ -144,7 +184,7 @@ class Evaluator:
         dial = float(budgets.compute_dial[0])
         for _ in range(_BISECTIONS):
             trial = with_dial(budgets, dial)
-            self._prepare(network, method, trial)
+            self.prepare(network, method, trial)
             split = self.split(network, method, trial, self.images.validation)
             macs = float(split.macs.mean())
             if best_macs < macs <= target:
@@ -155,10 +195,16 @@ class Evaluator:
             dial = (low + high) / 2
         return with_dial(budgets, best)
 
-    @torch.no_grad()
     def split(
         self, network: GatedNetwork, method: Method, budgets: EpisodeBudgets, arrays: ImageArrays
     ) -> SplitResult:
+        """Runs one split through the network as it is and sums up; see :meth:`passes`."""
+        return self.passes(network, method, budgets, arrays).result(len(self.images.class_names))
+
+    @torch.no_grad()
+    def passes(
+        self, network: GatedNetwork, method: Method, budgets: EpisodeBudgets, arrays: ImageArrays
+    ) -> Passes:
         """Runs one split through the network as it is.
 
         Args:
@@ -169,7 +215,8 @@ class Evaluator:
         """
         device = next(network.parameters()).device
         gates = self._gates(network, method, budgets)
-        collected: dict[str, list[Tensor]] = {"loss": [], "top": [], "macs": [], "computed": []}
+        names = ("losses", "hits", "confidence", "macs", "computed")
+        collected: dict[str, list[Tensor]] = {name: [] for name in names}
         last: Gate = Gate()
         batches = iterate_batches(
             arrays, self.config.batch_size, None, self.images.mean, self.images.std
@@ -177,26 +224,17 @@ class Evaluator:
         for images, labels in batches:
             last = gates(len(labels))
             logits = network(images.to(device), last).cpu()
-            collected["loss"].append(F.cross_entropy(logits, labels, reduction="none").double())
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            collected["losses"].append(losses.double())
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            collected["top"].append(ranked == labels.unsqueeze(1))
+            collected["hits"].append(ranked == labels.unsqueeze(1))
+            collected["confidence"].append(logits.double().softmax(1).amax(1))
             macs, computed = self._spent(method, last, len(labels))
             collected["macs"].append(macs)
             collected["computed"].append(computed)
         merged = {name: torch.cat(parts) for name, parts in collected.items()}
         stored, parameters, size = self._stored(method, last)
-        classes = len(self.images.class_names)
-        return SplitResult(
-            accuracy=float(merged["top"][:, 0].double().mean()),
-            accuracy_top5=float(merged["top"].any(1).double().mean()) if classes > 10 else None,
-            loss=float(merged["loss"].mean()),
-            macs=merged["macs"],
-            losses=merged["loss"],
-            computed=merged["computed"],
-            stored=stored,
-            parameters=parameters,
-            storage_bytes=size,
-        )
+        return Passes(**merged, stored=stored, parameters=parameters, storage_bytes=size)
 
     @staticmethod
     def _spent(method: Method, gate: Gate, count: int) -> tuple[Tensor, Tensor]:
@@ -220,7 +258,8 @@ class Evaluator:
         return costs.channels.double(), parameters, costs.dense_bytes()
 
 
-def _budgets_met(point: Point, validation: SplitResult, test: SplitResult) -> bool:
+def budgets_met(point: Point, validation: SplitResult, test: SplitResult) -> bool:
+    """Whether the budgets hold as measured, see :class:`Measurement`."""
     slack = 1e-6
     met = True
     if point.compute_max is not None:

@@ -6,7 +6,11 @@
 | uniform | the budget's ratio everywhere | likewise | predictors |
 | random | random per layer, scaled to the budget | likewise | predictors |
 | static_l1 | none (R_r = 0) | the budget's ratio, filters ranked by L1 norm | plain network |
+| cascade | uniform, twice: a small network, a large one where it is unsure | likewise | both |
 | dense | none | none | plain network |
+
+``cascade`` is put together in :mod:`rlprune.training.cascade`. Its two networks are fine-tuned
+on as many images each as the one of every other method, which is generous to it.
 """
 
 from __future__ import annotations
@@ -21,10 +25,23 @@ from torch import Tensor
 from rlprune.agents.networks import AgentPolicy, RuntimeAgent, StaticAgent
 from rlprune.mdp import KeepRatioPolicy, PruningGate, PruningRules, RandomRatios, StaticPlan
 from rlprune.mdp.policy import AnchoredRatios
-from rlprune.pruning import BilinearCost, BudgetBook, CostModel, EpisodeBudgets, Gate, GatedNetwork
+from rlprune.pruning import (
+    BilinearCost,
+    BudgetBook,
+    CostModel,
+    EpisodeBudgets,
+    Gate,
+    GateDesign,
+    GatedNetwork,
+)
 from rlprune.training.setup import TrialSetup
 
 PolicyFactory = Callable[[torch.Generator | None], KeepRatioPolicy]
+BudgetChange = Callable[[EpisodeBudgets], EpisodeBudgets]
+
+
+def _as_given(budgets: EpisodeBudgets) -> EpisodeBudgets:
+    return budgets
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,7 @@ class Method:
             method prunes nothing (dense).
         static_scores: replaces the learned static importance.
         predictors: whether runtime importance predictors are used.
+        told: the budgets that the policies are told and kept to, from those of the trial.
 
     A method is made for agents that do not change: static decisions are remembered.
     """
@@ -50,6 +68,7 @@ class Method:
     static: PolicyFactory | None
     static_scores: tuple[Tensor, ...] | None = None
     predictors: bool = True
+    told: BudgetChange = _as_given
     _plans: dict[tuple[float, ...], StaticPlan] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -63,6 +82,7 @@ class Method:
         """The gate of one forward pass over as many images as there are budgets."""
         if self.runtime is None or self.static is None:
             return Gate()
+        budgets = self.told(budgets)
         if generator is None:
             plan = self._known_plan(budgets)
         else:
@@ -98,7 +118,7 @@ def _own_rules(setup: TrialSetup, costs: CostModel) -> tuple[PruningRules, Budge
 
 
 def _with_predictors(setup: TrialSetup) -> CostModel:
-    return CostModel(setup.graph, predictor_rank=setup.config.pruning.predictor_rank)
+    return CostModel(setup.graph, design=GateDesign.of(setup.config.pruning))
 
 
 def dense(setup: TrialSetup) -> Method:

@@ -9,7 +9,8 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +20,8 @@ from rlprune.agents.networks import RuntimeAgent, StaticAgent
 from rlprune.config import TrainingConfig, TrialConfig
 from rlprune.data import ImageSet
 from rlprune.mdp.reward import PriceCurve
-from rlprune.pruning import Gate, GatedNetwork
-from rlprune.training import methods
+from rlprune.pruning import Gate, GatedNetwork, Point
+from rlprune.training import cascade, methods
 from rlprune.training.cnn import CnnSchedule, CnnTrainer, GateFactory, reestimate_batchnorm
 from rlprune.training.evaluate import Evaluator, Measurement, SplitResult
 from rlprune.training.methods import Method
@@ -36,7 +37,7 @@ _SEED_OF_PHASE = {PRETRAIN: 1, RUNTIME_IMPORTANCE: 2, STATIC_IMPORTANCE: 3, ALTE
 _STAGE_OF_PHASE = {PRETRAIN: 0, RUNTIME_IMPORTANCE: 1, STATIC_IMPORTANCE: 1, ALTERNATE: 2}
 PRETRAINED, IMPORTANCE = "pretrained", "importance"
 _SNAPSHOTS = (PRETRAINED, IMPORTANCE, LEARNED)
-_PLAIN = ("runtime_predictor.weight", "static_importance")
+_PLAIN = ("runtime_predictor.weight", "static_importance", "width_scale", "width_shift")
 
 
 class AgentTrainer(Protocol):
@@ -79,6 +80,8 @@ def plan_units(config: TrialConfig) -> list[Unit]:
     add(ALTERNATE, "train", training.rounds)
     add(LEARNED, "measure", 1)
     for baseline in config.evaluation.baselines:
+        if baseline == cascade.LARGE:
+            add(cascade.SMALL, "train", max(1, training.rounds))
         add(baseline, "train", max(1, training.rounds))
         add(baseline, "measure", 1)
     return units
@@ -170,6 +173,7 @@ class TrialProgram:
         self.price = None if span is None else PriceCurve.over(*span)
         self.random_factors: dict[str, torch.Tensor] = {}
         self.static_scores: list[torch.Tensor] = []
+        self.cascade_pair: cascade.Pair | None = None
         self.evaluator = Evaluator(images, self.config.evaluation, self.config.seed)
         self.validations: list[Validation] = []
 
@@ -226,6 +230,8 @@ class TrialProgram:
             self.network.set_predictors(not plain)
             if unit.phase == "random":
                 self._choose_random()
+            if unit.phase == cascade.SMALL:
+                self._choose_pair()
             if unit.phase == "static_l1":
                 scores = methods.static_l1(self.setup, self.network).static_scores
                 self.static_scores = list(scores or ())
@@ -237,6 +243,8 @@ class TrialProgram:
         for name in _SNAPSHOTS[:stage]:
             if name not in self.snapshots:
                 self.snapshots[name] = self._weights()
+        if unit.phase == cascade.LARGE and cascade.SMALL not in self.snapshots:
+            self.snapshots[cascade.SMALL] = self._weights()  # ready: the large one comes next
 
     def _weights(self) -> dict[str, torch.Tensor]:
         state = self.network.state_dict()
@@ -328,7 +336,7 @@ class TrialProgram:
         self.network.set_predictors(method.predictors)
 
         def make(count: int, rng: np.random.Generator) -> Gate:
-            rates = (0.0,) if method.name == "static_l1" else None
+            rates = self._rates(method.name)
             budgets = self.setup.sample_episodes(method.book, count, rng, True, rates)
             generator = None
             if explores:
@@ -352,6 +360,8 @@ class TrialProgram:
             return methods.random_ratios(self.setup, factors["runtime"], factors["static"])
         if name == "static_l1":
             return methods.static_l1(self.setup, self.network, tuple(self.static_scores))
+        if name in (cascade.SMALL, cascade.LARGE):
+            return self._cascade_members()[name == cascade.LARGE]
         simple: dict[str, Callable[[TrialSetup], Method]] = {
             "uniform": methods.uniform,
             "dense": methods.dense,
@@ -376,27 +386,60 @@ class TrialProgram:
             self.reporter.advance("random candidates", index + 1, count, {"best": best})
         self.network.load_state_dict(self.snapshots[IMPORTANCE])
 
+    def _cascade_members(self) -> tuple[Method, Method]:
+        assert self.cascade_pair is not None
+        return cascade.members(self.setup, self.cascade_pair)
+
+    def _choose_pair(self) -> None:
+        """The cascade's sizes: on validation, before fine-tuning, over all its R_r."""
+        name, count = "cascade candidates", len(cascade.CANDIDATES)
+        points = self._points(cascade.LARGE)[: len(self._rates(cascade.LARGE))]
+        self.reporter.phase(name, 0, count)
+
+        def report(done: int, best: float) -> None:
+            self.reporter.advance(name, done, count, {"best": best})
+
+        self.cascade_pair = cascade.choose(self.evaluator, self.network, self.setup, points, report)
+        self.network.load_state_dict(self.snapshots[IMPORTANCE])
+
+    def _rates(self, name: str) -> tuple[float, ...]:
+        """The R_r values for which a method is made."""
+        if name == "static_l1":
+            return (0.0,)
+        rates = self.config.evaluation.tradeoff_rates
+        if name in (cascade.SMALL, cascade.LARGE):
+            return tuple(rate for rate in rates if rate > 0.0)
+        return rates
+
     # ------------------------------------------------------------- measuring
 
-    def _points(self, name: str) -> list[Any]:
+    def _points(self, name: str) -> list[Point]:
         if name == "dense":
             return self.setup.evaluation_points()[:1]
-        if name == "static_l1":
-            ratios = (None, *self.config.evaluation.budgets)
-            return [self.setup.book.point(0.0, ratio) for ratio in ratios]
-        return self.setup.evaluation_points()
+        ratios = (None, *self.config.evaluation.budgets)
+        return [self.setup.book.point(rate, s) for s in ratios for rate in self._rates(name)]
 
     def _measure(self, name: str, agent_trainer: AgentTrainer) -> list[Measurement]:
         self.reporter.phase(f"measure {name}", 0, len(self._points(name)))
         weights = self._weights()
-        method = self._method(name, agent_trainer)
+        measure = self._measurer(name, agent_trainer, weights)
         results = []
         for index, point in enumerate(self._points(name)):
-            results.append(self.evaluator.measure(self.network, method, point))
+            results.append(measure(point))
             self.network.load_state_dict(weights)
             done = {"accuracy": results[-1].test.accuracy}
             self.reporter.advance(f"measure {name}", index + 1, len(self._points(name)), done)
         return results
+
+    def _measurer(
+        self, name: str, agent_trainer: AgentTrainer | None, weights: dict[str, torch.Tensor]
+    ) -> Callable[[Point], Measurement]:
+        """Measures a method, whose network has these weights, at a point."""
+        if name == cascade.LARGE:
+            both, parts = (self.snapshots[cascade.SMALL], weights), self._cascade_members()
+            return partial(cascade.measure, self.evaluator, self.network, both, parts)
+        method = self._method(name, agent_trainer)
+        return partial(self.evaluator.measure, self.network, method)
 
     def _validate(self, agent_trainer: AgentTrainer) -> list[Validation]:
         """The learned policy on the validation images, at the configured budgets."""
@@ -471,6 +514,7 @@ class TrialProgram:
             "prices": None if self.price is None else list(self.price.prices),
             "random_factors": dict(self.random_factors),
             "static_scores": list(self.static_scores),
+            "cascade_pair": None if self.cascade_pair is None else asdict(self.cascade_pair),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -485,6 +529,8 @@ class TrialProgram:
             self.price.prices = list(state["prices"])
         self.random_factors = dict(state["random_factors"])
         self.static_scores = list(state["static_scores"])
+        pair = state.get("cascade_pair")  # older checkpoints have none
+        self.cascade_pair = None if pair is None else cascade.Pair(**pair)
         self.trainer = None
         if state["trainer"] is not None and not self.finished:
             self.trainer = self._new_trainer(self.units[self.position].phase)

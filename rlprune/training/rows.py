@@ -8,6 +8,7 @@ import torch
 
 from rlprune.config import config_hash, config_to_dict
 from rlprune.results import ResultRow
+from rlprune.training import cascade
 from rlprune.training.evaluate import Measurement
 from rlprune.training.program import (
     ALTERNATE,
@@ -22,18 +23,20 @@ from rlprune.training.program import (
 def _effort(program: TrialProgram, method: str) -> dict[str, float]:
     """Images and seconds that went into a method's network."""
     images, seconds = program.counters.cnn_images, program.counters.seconds
-    own = ALTERNATE if method == LEARNED else method
+    own = [ALTERNATE if method == LEARNED else method]
+    if method == cascade.LARGE:
+        own.append(cascade.SMALL)
     phases = [PRETRAIN]
     if method not in ("dense", "static_l1"):
         phases += [RUNTIME_IMPORTANCE, STATIC_IMPORTANCE]
     agents = seconds.get("agents", 0.0) if method == LEARNED else 0.0
     return {
-        "training_images": sum(images.get(phase, 0) for phase in (*phases, own)),
-        "finetune_images": images.get(own, 0),
+        "training_images": sum(images.get(phase, 0) for phase in (*phases, *own)),
+        "finetune_images": sum(images.get(phase, 0) for phase in own),
         "seconds_pretrain": seconds.get(PRETRAIN, 0.0),
         "seconds_importance": sum(seconds.get(phase, 0.0) for phase in phases[1:]),
         "seconds_agents": agents,
-        "seconds_finetune": max(0.0, seconds.get(own, 0.0) - agents),
+        "seconds_finetune": max(0.0, sum(seconds.get(phase, 0.0) for phase in own) - agents),
     }
 
 

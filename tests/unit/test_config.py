@@ -162,6 +162,48 @@ def test_train_range_must_be_a_range(span: list[float]) -> None:
     assert problem.field == "budgets.train_range"
 
 
+@pytest.mark.parametrize(
+    ("mean", "rates", "rules"),
+    [
+        (None, [1.0], ["cascade needs a budget for the mean compute"]),
+        (0.5, [0.0], ["cascade needs a tradeoff rate R_r above 0"]),
+        (
+            None,
+            [0],
+            [
+                "cascade needs a budget for the mean compute",
+                "cascade needs a tradeoff rate R_r above 0",
+            ],
+        ),
+    ],
+)
+def test_a_cascade_needs_a_mean_budget_and_a_rate(
+    mean: float | None, rates: list[float], rules: list[str]
+) -> None:
+    values = {
+        "budgets": {"compute_mean": mean},
+        "evaluation": {"tradeoff_rates": rates, "baselines": ["dense", "cascade"]},
+    }
+    problems = refused(values).problems
+    assert [problem.rule for problem in problems] == rules
+    for problem in problems:
+        assert problem.field == "evaluation.baselines"
+        assert problem.value == ["dense", "cascade"]
+        assert problem.remedy.endswith("or take cascade out of evaluation.baselines.")
+
+
+def test_a_cascade_is_no_default_and_is_allowed_at_a_mean_budget() -> None:
+    assert "cascade" not in TrialConfig().evaluation.baselines
+    error = refused({"evaluation": {"baselines": ["cascade"]}})  # no mean budget by default
+    assert fields(error) == {"evaluation.baselines"}
+    values = {
+        "budgets": {"compute_mean": "40%"},
+        "evaluation": {"tradeoff_rates": [0.0, 0.5], "baselines": ["cascade"]},
+    }
+    assert config_from_dict(values).evaluation.baselines == ("cascade",)
+    config_from_dict({**values, "evaluation": {"baselines": ["cascade"]}})  # default rates
+
+
 def test_problems_between_parts_are_reported_with_all_others() -> None:
     error = refused(
         {

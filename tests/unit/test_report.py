@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -17,9 +18,10 @@ from rich.console import Console
 
 from rlprune.errors import ResultsError
 from rlprune.report import figures
-from rlprune.report.figures import tradeoff_figure, training_figure
+from rlprune.report.figures import tradeoff_figure
+from rlprune.report.styles import STYLES
 from rlprune.report.terminal import rich_table
-from rlprune.results import SCHEMA, ResultRow
+from rlprune.results import METHODS, SCHEMA, ResultRow
 
 DENSE_BYTES = 90_000
 
@@ -79,26 +81,6 @@ def _point(
     }
 
 
-def make_progress(updates: int = 100, layers: int = 8) -> pd.DataFrame:
-    noise = np.random.default_rng(0)
-    update = np.arange(1, updates + 1)
-    done = update / updates
-    frame = pd.DataFrame(
-        {
-            "update": update,
-            "phase_round": (update - 1) * 4 // updates,
-            "reward_runtime": -2 + done + noise.normal(0, 0.2, updates),
-            "reward_static": -1.5 + 0.5 * done + noise.normal(0, 0.2, updates),
-            "loss": 0.9 - 0.5 * done + noise.normal(0, 0.05, updates),
-            "macs_ratio": 0.25 - 0.02 * done + noise.normal(0, 0.005, updates),
-        }
-    )
-    for layer in range(layers):
-        end = 0.25 + 0.6 * layer / max(1, layers - 1)
-        frame[f"keep_ratio_{layer}"] = 0.5 + (end - 0.5) * done
-    return frame
-
-
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were saved, for reading what they show."""
@@ -139,6 +121,27 @@ def test_tradeoff_figure_shows_every_method(tmp_path: Path, drawn: list[Figure])
     )
     methods = ["learned", "uniform", "random", "static L1", "dense, nothing pruned"]
     assert legend_of(figure) == [*methods, "storage budget"]
+
+
+def test_every_method_has_a_style_and_a_mark_of_its_own() -> None:
+    assert set(STYLES) == set(METHODS)
+    for name in ("label", "color", "dark", "symbol", "point"):
+        assert len({getattr(style, name) for style in STYLES.values()}) == len(METHODS)
+    script = files("rlprune.report").joinpath("web", "dom.js").read_text(encoding="utf-8")
+    shapes = script.partition("const SHAPES = {")[2].partition("};")[0]
+    drawn = set(re.findall(r"^  '?([a-z-]+)'?: 'M", shapes, re.MULTILINE))
+    assert {style.symbol for style in STYLES.values()} <= drawn
+
+
+def test_a_cascade_is_a_line_over_its_own_rates(tmp_path: Path, drawn: list[Figure]) -> None:
+    points = make_points()
+    pair = points[(points["method"] == "uniform") & (points["tradeoff_rate"] > 0)]
+    pair = pair.assign(method="cascade", test_accuracy=0.9, budgets_met=False)
+    tradeoff_figure(pd.concat([points, pair]), tmp_path / "tradeoff.png")
+    accuracy = drawn[0].axes[0]
+    (line,) = (c for c in accuracy.containers if c.get_label() == "confidence cascade")
+    assert line.lines[0].get_xydata().round(6).tolist() == [[0.5, 90], [1, 90]]
+    assert "confidence cascade" in legend_of(drawn[0])
 
 
 def test_several_seeds_become_mean_and_standard_error(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -195,35 +198,9 @@ def test_other_storage_budgets_are_not_averaged(tmp_path: Path) -> None:
 def test_figures_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="there are no rows"):
         tradeoff_figure(make_points().iloc[:0], tmp_path / "a.png")
-    with pytest.raises(ResultsError, match="columns loss are missing"):
-        training_figure(make_progress().drop(columns="loss"), tmp_path / "a.png")
-    with pytest.raises(ResultsError, match="there are no updates"):
-        training_figure(make_progress().iloc[:0], tmp_path / "a.png")
     with pytest.raises(ResultsError, match=r"figure .*a\.nonsense: cannot be written"):
         tradeoff_figure(make_points(), tmp_path / "a.nonsense")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_training_figure(tmp_path: Path, drawn: list[Figure]) -> None:
-    path = training_figure(make_progress(), tmp_path / "training.png")
-    assert path.stat().st_size > 10_000
-    rewards, loss, _, keep, *_ = drawn[0].axes
-    assert [t.get_text() for t in rewards.get_legend().get_texts()] == [
-        "runtime agent",
-        "static agent",
-    ]
-    mesh = keep.collections[0]
-    values = mesh.get_array()
-    assert values.shape == (8, 100)
-    assert values[0, -1] == pytest.approx(0.25)
-    assert values[7, -1] == pytest.approx(0.85)
-    rounds = [line.get_xdata()[0] for line in loss.lines if line.get_linestyle() == ":"]
-    assert rounds == [25.5, 50.5, 75.5]
-
-
-@pytest.mark.parametrize(("updates", "layers"), [(1, 1), (3, 0), (40, 53)])
-def test_training_figure_of_any_size(tmp_path: Path, updates: int, layers: int) -> None:
-    assert training_figure(make_progress(updates, layers), tmp_path / "training.png").is_file()
 
 
 def test_figures_from_several_threads(tmp_path: Path) -> None:

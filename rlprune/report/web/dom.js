@@ -26,6 +26,7 @@ const SHAPES = {
   'square-open': 'M2.5 2.5h9v9h-9z',
   'triangle-up-open': 'M7 2l5.3 9.6H1.7z',
   'diamond-open': 'M7 1.2L12.8 7 7 12.8 1.2 7z',
+  'pentagon-open': 'M7 1.2l5.7 4.2-2.2 6.7h-7L1.3 5.4z',
   'star-open': 'M7 1l1.8 3.9 4.2.5-3.1 2.9.8 4.2L7 10.4l-3.7 2.1.8-4.2L1 5.4l4.2-.5z',
   cross: 'M2.5 2.5l9 9M11.5 2.5l-9 9',
 };

@@ -92,6 +92,9 @@ function drawMethods(indices) {
       (present.includes('static_l1')
         ? 'Static L1 keeps the storage budget of R_r = 0, the smallest, in every line. '
         : '') +
+      (present.includes('cascade')
+        ? 'The cascade stores two networks, each fine-tuned on as many images as the others. '
+        : '') +
       (present.includes('dense') ? 'Dense has no budget.' : '') +
       (total > lines.length
         ? ` The first ${lines.length} of ${total} lines are drawn: narrow the filters for the others.`
