@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from rlprune.backbones import trace_backbone
-from rlprune.pruning import GatedConv, GatedNetwork
+from rlprune.pruning import PAPER, GatedConv, GateDesign, GatedNetwork
 from rlprune.pruning.gated import FollowerConv
 
 # --- networks -------------------------------------------------------------------------------
@@ -129,11 +129,9 @@ class Residual(nn.Module):
         return self.classifier(torch.flatten(stream, 1))
 
 
-def gated(
-    backbone: nn.Module, seed: int | None = None, predictor_rank: int | None = None
-) -> GatedNetwork:
+def gated(backbone: nn.Module, seed: int | None = None, design: GateDesign = PAPER) -> GatedNetwork:
     """The traced backbone in eval mode; with a seed everything in it is made arbitrary."""
-    network = GatedNetwork(trace_backbone(backbone, backbone.shape), predictor_rank).eval()
+    network = GatedNetwork(trace_backbone(backbone, backbone.shape), design).eval()
     if seed is not None:
         randomise(network, seed)
     return network
@@ -261,6 +259,9 @@ class SmallNetwork(fx.Interpreter):
             reciprocal = 1.0 / (module.norm.running_var[rows] + module.norm.eps).sqrt()
             tensors["filter"] *= reciprocal[:, None, None, None]
             tensors["mean"] = module.norm.running_mean[rows] * reciprocal
+        if module.width_scale is not None:
+            tensors |= {"width_scale": module.width_scale[rows]}
+            tensors |= {"width_shift": module.width_shift[rows]}
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     def _slice_follower(self, module: FollowerConv) -> dict[str, Tensor]:
@@ -283,11 +284,26 @@ class SmallNetwork(fx.Interpreter):
         runtime = F.linear(seen, t["row"], t["bias"])
         size = runtime.abs() * t["static"].abs()
         u = torch.where((runtime < 0) | (t["static"] < 0), -size, size)
+        beta = t["beta"]
+        if "width_scale" in t:
+            share = self._pruned_share(module).unsqueeze(1)
+            u, beta = u * (1 + share * t["width_scale"]), beta + share * t["width_shift"]
+            beta = beta[:, :, None, None]
+        else:
+            beta = beta[:, None, None]
         y = F.conv2d(x, t["filter"], None, conv.stride, conv.padding, conv.dilation)
         if "mean" in t:
             y = y - t["mean"][:, None, None]
-        y = u[:, :, None, None] * y + t["beta"][:, None, None]
+        y = u[:, :, None, None] * y + beta
         return y * self._keep[module.layer.index][:, :, None, None]
+
+    def _pruned_share(self, module: GatedConv) -> Tensor:
+        """Of the whole network's input channels, those neither stored nor kept; [B]."""
+        kept: Any = 0
+        for source in module.layer.in_sources:
+            whole = source.layer is None
+            kept = kept + (source.channels if whole else self._keep[source.layer].sum(1))
+        return 1.0 - kept / module.layer.in_channels
 
     def _follower(self, module: FollowerConv, x: Tensor) -> Tensor:
         t, conv = self.tensors[module.layer.name], module.conv

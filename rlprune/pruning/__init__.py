@@ -2,7 +2,8 @@
 
 from rlprune.pruning.budgets import BudgetBook, EpisodeBudgets, Point
 from rlprune.pruning.costs import AgentSize, BilinearCost, CostModel
-from rlprune.pruning.gated import Gate, GatedConv, GatedNetwork, signed_product
+from rlprune.pruning.design import GateDesign
+from rlprune.pruning.gated import PAPER, Gate, GatedConv, GatedNetwork, signed_product
 from rlprune.pruning.masks import (
     TradeoffKeep,
     cap_keep,
@@ -13,12 +14,14 @@ from rlprune.pruning.masks import (
 )
 
 __all__ = [
+    "PAPER",
     "AgentSize",
     "BilinearCost",
     "BudgetBook",
     "CostModel",
     "EpisodeBudgets",
     "Gate",
+    "GateDesign",
     "GatedConv",
     "GatedNetwork",
     "Point",

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from rlprune.backbones.graph import ChannelGraph, ChannelSource, PrunableLayer
+from rlprune.pruning.design import GateDesign
+from rlprune.pruning.gated import PAPER
 from rlprune.pruning.masks import kept_count
 from rlprune.pruning.predictor import rank_of
 
@@ -147,11 +149,12 @@ class CostModel:
         predictors: whether runtime importance predictors (and u_s, and the shift that
             gates apart from BatchNorm's) are part of the network.
         agent: size of the runtime agent, None where none is shipped.
-        predictor_rank: largest rank of the predictors, None where they are whole matrices.
+        design: how the gates are built.
 
     Stored numbers per stored channel: the filter; the folded BatchNorm's shift; with
     predictors also the gate's shift beta, u_s, the predictor's row and its bias (and, of a
-    predictor of rank r, r numbers per stored input channel). Depthwise
+    predictor of rank r, r numbers per stored input channel), and two where scale and shift
+    follow the inputs' width. Depthwise
     followers: filter and shift. Bytes: 4 per number, plus a 4-byte index for each channel
     that adds into a residual stream.
 
@@ -163,11 +166,11 @@ class CostModel:
         graph: ChannelGraph,
         predictors: bool = True,
         agent: AgentSize | None = None,
-        predictor_rank: int | None = None,
+        design: GateDesign = PAPER,
     ) -> None:
         self.graph = graph
         self.predictors = predictors
-        self.predictor_rank = predictor_rank
+        self.design = design
         self.agent = agent
         self.channels = torch.tensor([layer.out_channels for layer in graph.layers])
         self._macs = self._count_macs()
@@ -205,7 +208,7 @@ class CostModel:
                 else:
                     count.read(layer.in_sources, rank, None)
                     count.linear[layer.index] += rank
-                count.linear[layer.index] += 3
+                count.linear[layer.index] += 3 + 2 * self.design.has_width_affine(layer)
             if agent is not None:
                 count.read(layer.in_sources, agent.encoder_width, None)
                 count.linear[layer.index] += agent.encoder_width
@@ -220,7 +223,7 @@ class CostModel:
         return count.cost()
 
     def _rank(self, layer: PrunableLayer) -> int | None:
-        return rank_of(layer.in_channels, layer.out_channels, self.predictor_rank)
+        return rank_of(layer.in_channels, layer.out_channels, self.design.predictor_rank)
 
     def _count_predictor_macs(self) -> tuple[BilinearCost, BilinearCost]:
         """What low-rank codes cost, a form in n; and what the rest of the predictors costs.
@@ -235,6 +238,7 @@ class CostModel:
             else:
                 code.read(layer.in_sources, rank, None)
                 rest.linear[layer.index] += rank
+            rest.linear[layer.index] += 2 * self.design.has_width_affine(layer)
         return code.cost(), rest.cost()
 
     def _count_agent_macs(self) -> BilinearCost:

@@ -17,7 +17,11 @@ from rlprune.pruning.batch_channels import (
     normalize_part,
     put_back,
 )
+from rlprune.pruning.design import GateDesign, pruned_share
 from rlprune.pruning.predictor import ImportancePredictor
+
+PAPER = GateDesign()
+"""Whole predictors, nothing else."""
 
 
 def signed_product(runtime: Tensor, static: Tensor) -> Tensor:
@@ -79,7 +83,12 @@ class GatedConv(nn.Module):
         conv: the convolution; its bias becomes part of the normalisation or the shift.
         norm: the BatchNorm2d behind it, or None.
         layer: its record in the channel graph.
-        predictor_rank: see :class:`~rlprune.pruning.predictor.ImportancePredictor`.
+        design: predictors of low rank; scale and shift that follow the inputs' width: with
+            m the share of the input channels that are pruned for an image, u is multiplied
+            by 1 + m * width_scale, and m * width_shift is added to the shift (both start
+            at zero). Deviation: not in the paper. One network under many widths sees
+            inputs of many sizes, and one BatchNorm cannot suit them all (Yu et al. 2019,
+            "Slimmable Neural Networks", Sec. 3.3, keep a BatchNorm for each width).
 
     Source: paper Sec. 3.1, Eq. (1)-(3). Deviation: W starts at zero, so that building the
     gated network does not change what a pretrained network computes.
@@ -90,7 +99,7 @@ class GatedConv(nn.Module):
         conv: nn.Conv2d,
         norm: nn.BatchNorm2d | None,
         layer: PrunableLayer,
-        predictor_rank: int | None = None,
+        design: GateDesign = PAPER,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -110,12 +119,17 @@ class GatedConv(nn.Module):
         self.norm = norm
         conv.bias = None
         self.runtime_predictor = ImportancePredictor(
-            layer.in_channels, channels, predictor_rank, device
+            layer.in_channels, channels, design.predictor_rank, device
         )
         with torch.no_grad():
             self.runtime_predictor.bias.copy_(scale)
         self.static_importance = nn.Parameter(torch.ones(channels, device=device))
         self.shift = nn.Parameter(shift)
+        self.width_scale: nn.Parameter | None = None
+        self.width_shift: nn.Parameter | None = None
+        if design.has_width_affine(layer):
+            self.width_scale = nn.Parameter(torch.zeros(channels, device=device))
+            self.width_shift = nn.Parameter(torch.zeros(channels, device=device))
         self.use_predictor = True
 
     def runtime_importance(self, pooled: Tensor) -> Tensor:
@@ -131,6 +145,11 @@ class GatedConv(nn.Module):
         keep = gate(self.layer.index, pooled, runtime)
         scale = signed_product(runtime, self.static_importance)
         shift = self.shift.expand_as(scale)
+        if self.width_scale is not None and self.width_shift is not None:
+            pruned = pruned_share(self.layer, gate.keep) if self.use_predictor else None
+            if pruned is not None:
+                scale = scale * (1.0 + pruned * self.width_scale)
+                shift = shift + pruned * self.width_shift
         if keep is None:
             return self._affine(self.conv(x), scale, shift)
         scale, shift = scale * keep, shift * keep
@@ -192,7 +211,7 @@ class GatedNetwork(nn.Module):
 
     Args:
         traced: from :func:`rlprune.backbones.trace_backbone`.
-        predictor_rank: largest rank of the importance predictors; None: whole matrices.
+        design: how the gates are built.
 
     Attributes:
         channels: the channel graph (costs are computed from it).
@@ -204,9 +223,9 @@ class GatedNetwork(nn.Module):
         >>> logits = network(images, KeepRatioGate(...))  # see rlprune.mdp
     """
 
-    def __init__(self, traced: TracedBackbone, predictor_rank: int | None = None) -> None:
+    def __init__(self, traced: TracedBackbone, design: GateDesign = PAPER) -> None:
         super().__init__()
-        self.predictor_rank = predictor_rank
+        self.design = design
         self.channels: ChannelGraph = traced.channels
         self.body = traced.module
         gated: list[nn.Module] = []
@@ -232,7 +251,7 @@ class GatedNetwork(nn.Module):
         """Puts ``kind`` in the place of the layer's convolution; removes its BatchNorm."""
         conv = self.body.get_submodule(layer.name)
         norm = None if layer.norm is None else self.body.get_submodule(layer.norm)
-        extra = (self.predictor_rank,) if kind is GatedConv else ()
+        extra = (self.design,) if kind is GatedConv else ()
         module = kind(conv, norm, layer, *extra)  # type: ignore[arg-type]
         parent, _, leaf = layer.name.rpartition(".")
         setattr(self.body.get_submodule(parent), leaf, module)
@@ -251,6 +270,6 @@ class GatedNetwork(nn.Module):
         return cast(Tensor, self.body(Gate() if gate is None else gate, images))
 
     def set_predictors(self, enabled: bool) -> None:
-        """Switches all runtime importance predictors on or off (off: plain BatchNorm scale)."""
+        """Switches predictors and width-dependent parts on or off (off: plain BatchNorm)."""
         for layer in self.layers:
             layer.use_predictor = enabled

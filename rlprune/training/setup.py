@@ -13,7 +13,15 @@ from rlprune.backbones.graph import ChannelGraph
 from rlprune.config import BackboneConfig, TrialConfig, parse_budget
 from rlprune.data import ImageSet
 from rlprune.mdp import PruningRules
-from rlprune.pruning import BudgetBook, CostModel, EpisodeBudgets, GatedNetwork, Point
+from rlprune.pruning import (
+    PAPER,
+    BudgetBook,
+    CostModel,
+    EpisodeBudgets,
+    GateDesign,
+    GatedNetwork,
+    Point,
+)
 
 _RATIOS_IN_RANGE = 33
 
@@ -23,7 +31,7 @@ def build_network(
     num_classes: int,
     input_shape: tuple[int, int, int],
     seed: int,
-    predictor_rank: int | None = None,
+    design: GateDesign = PAPER,
 ) -> GatedNetwork:
     """A gated network with seeded initial weights, or those of ``config.weights``.
 
@@ -33,7 +41,7 @@ def build_network(
     torch.manual_seed(seed)
     backbone = build_backbone(config, num_classes, input_shape)
     traced = trace_backbone(backbone, input_shape, num_classes)
-    network = GatedNetwork(traced, predictor_rank)
+    network = GatedNetwork(traced, design)
     # Measured on a CPU without AVX-512: fine-tuning steps take 0.65-0.85 of the time.
     return network.to(memory_format=torch.channels_last)
 
@@ -47,9 +55,9 @@ def action_kind(config: TrialConfig) -> str:
 
 def network_of(config: TrialConfig, images: ImageSet) -> GatedNetwork:
     """The gated network of a trial, see :func:`build_network`."""
-    rank = config.pruning.predictor_rank
+    design = GateDesign.of(config.pruning)
     shape, classes = images.input_shape, images.num_classes
-    return build_network(config.backbone, classes, shape, config.seed, rank)
+    return build_network(config.backbone, classes, shape, config.seed, design)
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,8 @@ class TrialSetup:
     @classmethod
     def of(cls, config: TrialConfig, graph: ChannelGraph) -> TrialSetup:
         """Derives everything from configuration and graph."""
-        rank, size = config.pruning.predictor_rank, runtime_agent_size(config.agents.hidden)
-        costs = CostModel(graph, agent=size, predictor_rank=rank)
+        size = runtime_agent_size(config.agents.hidden)
+        costs = CostModel(graph, agent=size, design=GateDesign.of(config.pruning))
         return cls(
             config=config,
             graph=graph,

@@ -21,6 +21,7 @@ from rlprune.agents.rollout import RewardScales, roll_out
 from rlprune.config import BackboneConfig, TrialConfig
 from rlprune.data import ImageSet, augment, normalize
 from rlprune.mdp.reward import PriceCurve
+from rlprune.pruning import GateDesign
 from rlprune.training.learner import Chunk
 from rlprune.training.setup import TrialSetup, build_network
 
@@ -80,7 +81,7 @@ class RolloutWorker(EnvRunner):
             self.config.num_classes,
             self.config.input_shape,
             self.trial.seed,
-            self.trial.pruning.predictor_rank,
+            GateDesign.of(self.trial.pruning),
         ).to(self.device)
         self.network.eval()
         self.setup = TrialSetup.of(self.trial, self.network.channels)

@@ -17,9 +17,11 @@ from rlprune.agents.networks import AgentPolicy, RuntimeAgent, StaticAgent, runt
 from rlprune.config import AgentConfig, BudgetConfig, PruningConfig
 from rlprune.mdp import KeepRatioPolicy, PruningGate, PruningRules, RandomRatios, StaticPlan
 from rlprune.pruning import (
+    PAPER,
     BudgetBook,
     CostModel,
     EpisodeBudgets,
+    GateDesign,
     GatedNetwork,
     Point,
     cap_keep,
@@ -148,18 +150,18 @@ def test_kept_counts_are_in_range_and_cover_the_ratio(ratio: float, channels: in
 
 
 @lru_cache(maxsize=256)
-def _traced(kind: type, listed: tuple[int, ...], predictor_rank: int | None = None) -> GatedNetwork:
-    return gated(kind(listed), predictor_rank=predictor_rank)
+def _traced(kind: type, listed: tuple[int, ...], design: GateDesign = PAPER) -> GatedNetwork:
+    return gated(kind(listed), design=design)
 
 
-def _rank(seed: int) -> int | None:
-    """Whole predictors and low-rank ones."""
-    return (None, 1, 2)[seed % 3]
+def _design(seed: int) -> GateDesign:
+    """Whole predictors and low-rank ones, with and without width-dependent scales."""
+    return GateDesign((None, 1, 2)[seed % 3], seed % 2 == 1)
 
 
 def network_of(shape: tuple[type, tuple[int, ...]], seed: int) -> GatedNetwork:
     """A network with arbitrary weights; tracing is remembered, every number is drawn anew."""
-    network = _traced(*shape, _rank(seed))
+    network = _traced(*shape, _design(seed))
     randomise(network, seed)
     return network
 
@@ -172,8 +174,8 @@ class World:
     ) -> None:
         self.network = network_of(shape, seed)
         self.graph = self.network.channels
-        self.rank = _rank(seed)
-        self.costs = CostModel(self.graph, True, runtime_agent_size(2), self.rank)
+        self.design = _design(seed)
+        self.costs = CostModel(self.graph, True, runtime_agent_size(2), self.design)
         self.pruning = PruningConfig(tradeoff=rule)
         self.rules = PruningRules(self.costs, self.pruning)
         self.book = BudgetBook(self.costs, BudgetConfig(), self.pruning)
@@ -258,10 +260,13 @@ def counted_macs(world: World, gate: PruningGate) -> list[int]:
             pixels = layer.out_size[0] * layer.out_size[1]
             total += kernel * pixels * inputs * kept[t]
             whole = layer.in_channels * layer.out_channels
-            if world.rank and world.rank * (layer.in_channels + layer.out_channels) < whole:
-                total += world.rank * (inputs + stored[t])  # predictor: its code, its rows
+            rank = world.design.predictor_rank
+            if rank and rank * (layer.in_channels + layer.out_channels) < whole:
+                total += rank * (inputs + stored[t])  # predictor: its code, its rows
             else:
                 total += inputs * stored[t]
+            if world.design.width_affine and any(s.layer is not None for s in layer.in_sources):
+                total += 2 * stored[t]
             if runs:  # h = 2: encoder, 5 context inputs, recurrence, head
                 total += 2 * (inputs + stored[t] + 5) + 2 * 2 * 2 + 2
         for follower in graph.followers:
@@ -279,7 +284,7 @@ def counted_macs(world: World, gate: PruningGate) -> list[int]:
 @given(widths, seeds)
 def test_costs_grow_with_every_kept_channel(shape: tuple, seed: int) -> None:
     graph = _traced(*shape).channels
-    costs = CostModel(graph, True, runtime_agent_size(2), _rank(seed))
+    costs = CostModel(graph, True, runtime_agent_size(2), _design(seed))
     generator = torch.Generator().manual_seed(seed)
     part = torch.rand(8, len(graph.layers), generator=generator)
     computed = (part * costs.channels).long().clamp(min=1)
@@ -398,7 +403,7 @@ def test_the_physically_smaller_network_equals_the_masked_one(drawn: tuple) -> N
     scale = max(1.0, float(logits.abs().max()))
     assert float((small(images, gate.keep) - logits).abs().max()) <= 1e-5 * scale
     # What is stored is what is counted: predictors included, the agent apart.
-    costs, stored = CostModel(world.graph, predictor_rank=world.rank), gate.stored[:1]
+    costs, stored = CostModel(world.graph, design=world.design), gate.stored[:1]
     numbers = costs.parameters().total(stored).item()
     assert numbers == small.numbers()
     assert costs.storage_bytes().total(stored).item() == 4 * (numbers + small.index_numbers())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rlprune.agents.networks import runtime_agent_size
 from rlprune.backbones import trace_backbone
-from rlprune.pruning import BilinearCost, CostModel
+from rlprune.pruning import BilinearCost, CostModel, GateDesign
 from tests.physical import (
     InvertedResidual,
     Residual,
@@ -88,6 +88,26 @@ def test_parameters_and_bytes_of_stored_channels() -> None:
     assert model().parameters(agent_runs=False).total(stored).item() == 286
     assert model().storage_bytes().total(stored).item() == 4 * 379
     assert model().storage_bytes(agent_runs=False).total(stored).item() == 4 * 286
+
+
+def test_small_predictors_and_width_dependent_scales() -> None:
+    graph = trace_backbone(ThreeLayers(), ThreeLayers.shape).channels
+    computed, stored = row(2, 3, 4), row(3, 4, 5)
+    small = CostModel(graph, design=GateDesign(predictor_rank=1))
+    # Rank 1 instead of rows 2*3 + 3*4 + 4*5 = 38: inputs and outputs (2+3) + (3+4) + (4+5) = 21
+    assert small.parameters().total(stored).item() == 212 + 74 - 38 + 21
+    # inputs computed, outputs stored: (2+3) + (2+4) + (3+5) = 19
+    assert macs(small, computed, stored) == 1902 + 19
+    assert small.static_macs().total(stored).item() == 3111 + 21
+    # Rank 2 saves nothing in the first layer (2*(2+4) > 2*4), the others have 2*(4+6), 2*(6+5)
+    full = row(4, 6, 5)
+    other = CostModel(graph, design=GateDesign(predictor_rank=2))
+    whole = CostModel(graph).parameters().total(full).item()
+    assert other.parameters().total(full).item() == whole - 24 - 30 + 20 + 22
+    # Two numbers and multiplications for each stored channel of the layers behind the first.
+    wide = CostModel(graph, design=GateDesign(width_affine=True))
+    assert wide.parameters().total(stored).item() == 286 + 2 * 9
+    assert macs(wide, computed, stored) == 1931 + 2 * 9
 
 
 def test_rows_of_a_batch_are_independent() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rlprune.backbones import build_backbone, trace_backbone
 from rlprune.config import BackboneConfig
-from rlprune.pruning import Gate, GatedConv, GatedNetwork, signed_product
+from rlprune.pruning import Gate, GatedConv, GateDesign, GatedNetwork, signed_product
 from tests.physical import InvertedResidual, Residual, ThreeLayers, gated
 
 
@@ -150,6 +150,32 @@ def test_output_of_a_layer_follows_the_formula(training: bool) -> None:
                 u = -u
             expected = (u * y[b, c] + layer.shift[c]) * float(masks[0][b, c])
             assert_close(found[b, c], expected)
+
+
+def test_scale_and_shift_follow_the_share_of_pruned_inputs() -> None:
+    """Of 4 inputs of the second layer an image keeps 4, 3, 2 or 1: m = 0, 1/4, 1/2, 3/4."""
+    network = gated(ThreeLayers(), seed=1, design=GateDesign(width_affine=True))
+    plain = gated(ThreeLayers(), seed=1)
+    plain.load_state_dict(network.state_dict(), strict=False)
+    assert network.layers[0].width_scale is None  # nobody prunes the image
+    masks = random_masks(network, 4)
+    masks[0] = torch.arange(4) < torch.tensor([[4], [3], [2], [1]])
+    masks[1][:] = True
+    x = torch.randn(4, 4, 6, 6)
+    gates = [GivenMasks(masks), GivenMasks(masks)]
+    for gate in gates:
+        gate.keep[0] = masks[0]
+    found, before = network.layers[1](x, gates[0]), plain.layers[1](x, gates[1])
+    layer = plain.layers[1]
+    share = torch.tensor([0.0, 0.25, 0.5, 0.75]).reshape(4, 1, 1, 1)
+    scale, shift = network.layers[1].width_scale, network.layers[1].width_shift
+    assert scale is not None and shift is not None
+    beta = layer.shift[:, None, None]
+    expected = (before - beta) * (1 + share * scale[:, None, None]) + beta
+    assert_close(found, expected + share * shift[:, None, None])
+    network.set_predictors(False)
+    plain.set_predictors(False)
+    assert_close(network.layers[1](x, gates[0]), plain.layers[1](x, gates[1]))
 
 
 def test_without_predictor_the_bias_alone_is_the_importance() -> None:
