@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -20,6 +19,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from rlprune.config_rules import budget_problems, cross_problems
 from rlprune.errors import ConfigError, Problem
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -287,116 +287,6 @@ class TrialConfig:
     resources: ResourceConfig = ResourceConfig()
 
 
-@dataclasses.dataclass(frozen=True)
-class BudgetAmount:
-    """A parsed budget.
-
-    Attributes:
-        kind: "ratio" (a number s, method.md Sec. 2), "fraction" (of the dense network's
-            cost) or "absolute" (bytes or multiply-accumulates).
-        value: s, the fraction, or the amount.
-    """
-
-    kind: Literal["ratio", "fraction", "absolute"]
-    value: float
-
-
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30}
-_AMOUNT = re.compile(r"([0-9]*\.?[0-9]+(?:e\+?[0-9]+)?)\s*(%|[kmg]i?)?\s*(b|macs)?", re.IGNORECASE)
-
-
-def parse_budget(value: float | str) -> BudgetAmount:
-    """Reads one budget as :class:`BudgetConfig` describes it.
-
-    Raises:
-        ValueError: if the value is none of a number, a percentage, an amount with a unit,
-            or is not above zero.
-    """
-    match = _AMOUNT.fullmatch(str(value).strip())
-    if match is None:
-        raise ValueError(f"{value!r} is no budget")
-    number, unit = float(match[1]), (match[2] or "").lower()
-    if number <= 0.0:
-        raise ValueError("a budget must be above zero")
-    if unit == "%":
-        return BudgetAmount("fraction", number / 100.0)
-    if number <= 1.0 and not unit and not match[3]:
-        return BudgetAmount("ratio", number)
-    return BudgetAmount("absolute", number * _UNITS[unit])
-
-
-def _budget_problems(budgets: Mapping[str, Any]) -> list[Problem]:
-    problems = []
-    for field in ("storage_max", "compute_max", "compute_mean"):
-        value = budgets.get(field)
-        if not isinstance(value, (int, float, str)):
-            continue
-        try:
-            parse_budget(value)
-        except ValueError:
-            problems.append(
-                Problem(
-                    f"budgets.{field}",
-                    "must be a number s in (0, 1], a percentage or an amount",
-                    value,
-                    'Write for example 0.5, "40%", "300KB" or "40M".',
-                )
-            )
-    return problems
-
-
-def _cross_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """Rules that span several settings, checked on the raw values (absent: the default)."""
-
-    def number(part: str, key: str) -> int | None:
-        section = values.get(part, {})
-        default = getattr(getattr(TrialConfig(), part), key)
-        value = section.get(key, default) if isinstance(section, Mapping) else default
-        return value if isinstance(value, int) and value >= 0 else None
-
-    problems = []
-    group, rollouts = (
-        number("agents", "samples_per_image"),
-        number("rollouts", "rollouts_per_update"),
-    )
-    runners = number("rollouts", "num_env_runners")
-    if group and rollouts and runners is not None and rollouts % (group * max(1, runners)):
-        step = group * max(1, runners)
-        rule = f"must be a multiple of agents.samples_per_image x workers = {step}"
-        remedy = f"Use {step * max(1, rollouts // step)}."
-        problems.append(Problem("rollouts.rollouts_per_update", rule, rollouts, remedy))
-    budgets = values.get("budgets", {})
-    span = budgets.get("train_range") if isinstance(budgets, Mapping) else None
-    if isinstance(span, (list, tuple)) and len(span) == 2:
-        low, high = span
-        if all(isinstance(end, (int, float)) for end in span) and not 0.0 < low <= high:
-            rule = "must be (low, high) with 0 < low <= high"
-            problems.append(Problem("budgets.train_range", rule, span, "Write it as [0.3, 0.7]."))
-    return problems + _cascade_problems(values)
-
-
-def _cascade_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """A cascade spends a mean budget, and decides at run time (R_r > 0)."""
-    budgets, evaluation = values.get("budgets", {}), values.get("evaluation", {})
-    if not isinstance(evaluation, Mapping) or not isinstance(budgets, Mapping):
-        return []
-    baselines = evaluation.get("baselines", ())
-    if not isinstance(baselines, (list, tuple)) or "cascade" not in baselines:
-        return []
-    field, drop = "evaluation.baselines", "or take cascade out of evaluation.baselines."
-    problems = []
-    if budgets.get("compute_mean", BudgetConfig().compute_mean) is None:
-        rule = "cascade needs a budget for the mean compute"
-        remedy = f"Set budgets.compute_mean, {drop}"
-        problems.append(Problem(field, rule, list(baselines), remedy))
-    rates = evaluation.get("tradeoff_rates", EvaluationConfig().tradeoff_rates)
-    if isinstance(rates, (list, tuple)) and all(rate == 0 for rate in rates):
-        rule = "cascade needs a tradeoff rate R_r above 0"
-        remedy = f"Add one such as 0.5 to evaluation.tradeoff_rates, {drop}"
-        problems.append(Problem(field, rule, list(baselines), remedy))
-    return problems
-
-
 def _dataclass_in(annotation: Any) -> Any:
     """The dataclass that an annotation names, alone or inside a tuple or union; or None."""
     if dataclasses.is_dataclass(annotation):
@@ -453,8 +343,8 @@ def config_from_dict(values: Mapping[str, Any]) -> TrialConfig:
         ConfigError: listing every problem found.
     """
     budgets = values.get("budgets")
-    problems = _budget_problems(budgets) if isinstance(budgets, Mapping) else []
-    problems += _cross_problems(values)
+    problems = budget_problems(budgets) if isinstance(budgets, Mapping) else []
+    problems += cross_problems(values, TrialConfig())
     try:
         config = TypeAdapter(TrialConfig).validate_python(dict(values))
     except ValidationError as error:

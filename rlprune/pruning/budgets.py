@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlprune.config import BudgetConfig, PruningConfig, parse_budget
+from rlprune.amounts import parse_budget
+from rlprune.config import BudgetConfig, PruningConfig
 from rlprune.errors import BudgetError, Problem
 from rlprune.pruning.costs import CostModel
 from rlprune.pruning.masks import kept_count, permanent_count

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from rlprune.agents.networks import runtime_agent_size
+from rlprune.amounts import parse_budget
 from rlprune.backbones import build_backbone, trace_backbone
 from rlprune.backbones.graph import ChannelGraph
-from rlprune.config import BackboneConfig, TrialConfig, parse_budget
+from rlprune.config import BackboneConfig, TrialConfig
 from rlprune.data import ImageSet
 from rlprune.mdp import PruningRules
 from rlprune.pruning import (

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from rlprune.amounts import BudgetAmount, parse_budget
 from rlprune.config import (
-    BudgetAmount,
     TrialConfig,
     config_from_dict,
     config_hash,
     config_to_dict,
     load_config,
-    parse_budget,
 )
 from rlprune.errors import ConfigError
 

@@ -16,13 +16,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlprune"
 
-_BASE = {"errors", "config", "presets", "files"}
+_BASE = {"errors", "amounts", "config_rules", "config", "presets", "files"}
 _TORCH = {*_BASE, "data", "backbones", "pruning", "mdp"}
 # part: the parts that it may import besides itself
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
-    "config": {"errors"},
+    "amounts": set(),
+    "config_rules": {"amounts", "errors"},
+    "config": {"amounts", "config_rules", "errors"},
     "presets": {"errors"},
     "data": _BASE,
     "backbones": _BASE,
