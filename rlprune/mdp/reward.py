@@ -5,7 +5,7 @@ Legend: B episodes. Costs are fractions of the dense network's. Source: method.m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ _SAVING_WEIGHT = 0.1
 # Deviation: an overrun beyond 15 % of the dense cost is not punished harder (-177): the
 # paper's unbounded exponential (-6e8 at 60 %) would drown everything else in a batch.
 _LARGEST_EXPONENT = 5.0
+_EXCESS_RATE = 0.5
+"""Of the moving average of the excess: one update's images are too few to react to alone."""
 
 
 def accuracy_term(loss: Tensor, average_loss: float) -> Tensor:
@@ -82,15 +84,35 @@ def leave_one_out(rewards: Tensor, group: int) -> Tensor:
 class PriceCurve:
     """Price of compute as a function of the mean-compute target, learned by dual ascent.
 
+    What is charged is the learned price plus a term in proportion to the present excess. A
+    policy follows the price with a delay, and without that term both swing: measured, the
+    mean cost went from 1.4 to 0.6 times its target within 50 updates.
+
     Attributes:
         knots: targets (fraction of dense MACs) at which a price is kept.
         prices: non-negative, one per knot; linear in between.
         step: relative overspending of 1 raises the price by this much per update.
+        gain: relative overspending of 1 is charged this much on top.
+        excess: relative overspending at each knot, a moving average; starts at zero.
+
+    Source: Stooke et al. 2020, "Responsive Safety in Reinforcement Learning by PID
+    Lagrangian Methods", Sec. 5 (integral and proportional term).
     """
 
     knots: list[float]
     prices: list[float]
     step: float = 0.05
+    gain: float = 0.5
+    excess: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """No excess yet."""
+        self.excess = self.excess or [0.0] * len(self.knots)
+
+    def charged(self) -> list[float]:
+        """What is charged at each knot, non-negative."""
+        pairs = zip(self.prices, self.excess, strict=True)
+        return [max(0.0, price + self.gain * excess) for price, excess in pairs]
 
     @classmethod
     def over(cls, low: float, high: float, count: int = 5, price: float = 0.3) -> PriceCurve:
@@ -111,7 +133,7 @@ class PriceCurve:
 
     def price(self, target: Tensor) -> Tensor:
         """Price for each target, [B] -> float64 [B]."""
-        return self._weights(target) @ torch.tensor(self.prices, dtype=torch.float64)
+        return self._weights(target) @ torch.tensor(self.charged(), dtype=torch.float64)
 
     def update(self, target: Tensor, cost: Tensor) -> None:
         """One dual step: dearer where the mean cost exceeds the target, cheaper below.
@@ -127,7 +149,8 @@ class PriceCurve:
         weights = self._weights(target)
         excess = ((cost - target) / target).double()
         mean = (weights * excess.unsqueeze(1)).sum(0) / weights.sum(0).clamp(min=1e-9)
-        self.prices = [
-            max(0.0, price + self.step * float(value)) if float(total) > 1e-6 else price
-            for price, value, total in zip(self.prices, mean, weights.sum(0), strict=True)
-        ]
+        for knot, total in enumerate(weights.sum(0).tolist()):
+            if total > 1e-6:
+                value = float(mean[knot])
+                self.prices[knot] = max(0.0, self.prices[knot] + self.step * value)
+                self.excess[knot] += _EXCESS_RATE * (value - self.excess[knot])

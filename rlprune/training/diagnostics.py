@@ -93,7 +93,7 @@ def update_diagnostics(
     }
     record.update({name: value for name, value in used.items() if value is not None})
     if price is not None:
-        record["price"] = sum(price.prices) / len(price.prices)
+        record["price"] = sum(price.charged()) / len(price.knots)
     return UpdateDiagnostics({**record, **learner}, ratios)
 
 

@@ -18,9 +18,6 @@ from rlprune.training.diagnostics import difficulty
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_PICTURES = 60.0
-"""Drawing takes seconds: rounds of a small trial are over sooner."""
-
 
 class TrainingLog:
     """Writes a trial's log after each of its units, as far as there is something new.
@@ -29,14 +26,23 @@ class TrainingLog:
         updates: Parquet file, one row per PPO update; these are paths or URIs.
         difficulty: Parquet file, what the learned policy spends on easy and hard images.
         picture: PNG file, drawn from the two.
+        seconds_between_pictures: while agents train, at least; drawing takes seconds, and
+            rounds of a small trial are over sooner. The last picture is always drawn.
     """
 
-    def __init__(self, updates: str | Path, difficulty: str | Path, picture: str | Path) -> None:
+    def __init__(
+        self,
+        updates: str | Path,
+        difficulty: str | Path,
+        picture: str | Path,
+        seconds_between_pictures: float = 60.0,
+    ) -> None:
         self.updates = os.fspath(updates)
         self.difficulty = os.fspath(difficulty)
         self.picture = os.fspath(picture)
         self._drawn = 0
-        self._next_drawing = time.monotonic() + _SECONDS_BETWEEN_PICTURES
+        self._pause = seconds_between_pictures
+        self._next_drawing = time.monotonic() + self._pause
 
     def write(self, algorithm: Any) -> None:
         """Writes what is new; trouble with diagnostics is logged and stops nothing.
@@ -56,7 +62,7 @@ class TrainingLog:
             if history and (measured or due):
                 self._draw(history)
                 self._drawn = len(history)
-                self._next_drawing = time.monotonic() + _SECONDS_BETWEEN_PICTURES
+                self._next_drawing = time.monotonic() + self._pause
         except Exception:
             logger.warning("%s: left out, could not be made.", self.picture, exc_info=True)
 

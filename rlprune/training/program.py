@@ -512,6 +512,7 @@ class TrialProgram:
             "history": list(self.history),
             "average_loss": self.average_loss,
             "prices": None if self.price is None else list(self.price.prices),
+            "price_excess": None if self.price is None else list(self.price.excess),
             "random_factors": dict(self.random_factors),
             "static_scores": list(self.static_scores),
             "cascade_pair": None if self.cascade_pair is None else asdict(self.cascade_pair),
@@ -527,6 +528,7 @@ class TrialProgram:
         self.average_loss = state["average_loss"]
         if self.price is not None:
             self.price.prices = list(state["prices"])
+            self.price.excess = list(state["price_excess"])
         self.random_factors = dict(state["random_factors"])
         self.static_scores = list(state["static_scores"])
         pair = state.get("cascade_pair")  # older checkpoints have none

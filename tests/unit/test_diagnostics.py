@@ -255,7 +255,7 @@ def stub(updates: int) -> Any:
 
 def test_the_log_is_written_when_there_is_something_new(tmp_path: Path) -> None:
     updates, picture = tmp_path / "updates.parquet", tmp_path / "training.png"
-    log = TrainingLog(updates, tmp_path / "difficulty.parquet", picture)
+    log = TrainingLog(updates, tmp_path / "difficulty.parquet", picture, 0.0)
     log.write(stub(0))
     assert list(tmp_path.iterdir()) == []
     log.write(stub(2))
@@ -268,13 +268,22 @@ def test_the_log_is_written_when_there_is_something_new(tmp_path: Path) -> None:
     assert len(pd.read_parquet(updates)) == 3
 
 
+def test_pictures_are_not_drawn_more_often_than_asked(tmp_path: Path) -> None:
+    picture = tmp_path / "training.png"
+    log = TrainingLog(tmp_path / "u.parquet", tmp_path / "d.parquet", picture, 3600.0)
+    log.write(stub(2))
+    assert not picture.exists()
+    assert len(pd.read_parquet(tmp_path / "u.parquet")) == 2
+
+
 def test_a_picture_that_cannot_be_written_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     picture = tmp_path / "training.png"
     picture.mkdir()
     with caplog.at_level(logging.WARNING):
-        TrainingLog(tmp_path / "u.parquet", tmp_path / "d.parquet", picture).write(stub(2))
+        log = TrainingLog(tmp_path / "u.parquet", tmp_path / "d.parquet", picture, 0.0)
+        log.write(stub(2))
     assert "training.png: left out, could not be made" in caplog.text
     assert len(pd.read_parquet(tmp_path / "u.parquet")) == 2
 

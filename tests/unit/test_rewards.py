@@ -115,6 +115,20 @@ def test_episodes_without_a_target_have_no_say_in_the_price() -> None:
     assert curve.prices == before
 
 
+def test_what_is_charged_answers_the_present_excess_at_once() -> None:
+    curve = PriceCurve([0.5], [0.3], step=0.1, gain=0.5)
+    assert curve.charged() == [0.3]
+    curve.update(numbers(0.5), numbers(0.7))  # 0.4 above; half of it enters the average
+    assert curve.prices == pytest.approx([0.34])
+    assert curve.charged() == pytest.approx([0.34 + 0.5 * 0.2])
+    assert curve.price(numbers(0.5)).tolist() == pytest.approx([0.44])
+    curve.update(numbers(0.5), numbers(0.1))  # 0.8 below: average 0.2 + (-0.8 - 0.2) / 2 = -0.3
+    assert curve.prices == pytest.approx([0.26])
+    assert curve.charged() == pytest.approx([0.11])
+    curve.update(numbers(0.5), numbers(0.1))  # average -0.55, price 0.18
+    assert curve.charged() == [0.0]  # compute is never paid for
+
+
 def test_price_falls_below_the_target_and_never_below_zero() -> None:
     curve = PriceCurve([0.5], [0.15], step=0.2)
     curve.update(numbers(0.5, 0.5), numbers(0.25, 0.25))  # half of the target is spent
