@@ -528,7 +528,7 @@ class TrialProgram:
         self.average_loss = state["average_loss"]
         if self.price is not None:
             self.price.prices = list(state["prices"])
-            self.price.excess = list(state["price_excess"])
+            self.price.excess = list(state.get("price_excess") or self.price.excess)
         self.random_factors = dict(state["random_factors"])
         self.static_scores = list(state["static_scores"])
         pair = state.get("cascade_pair")  # older checkpoints have none

@@ -141,6 +141,7 @@ def test_fashion_label_out_of_range(tmp_path: Path) -> None:
         (gzip.compress(b"\0\0\x08\x01\0\0"), "the IDX header is cut off after 6 bytes"),
         (gzip.compress(idx_bytes(np.zeros(39, np.uint8))), "40 images of 28x28 pixels but train-"),
     ],
+    ids=["cut off", "no gzip", "two axes", "a byte short", "header cut off", "39 labels"],
 )
 def test_fashion_damaged_label_file(tmp_path: Path, content: bytes, message: str) -> None:
     write_fashion(tmp_path)
