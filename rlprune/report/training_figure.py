@@ -92,7 +92,7 @@ def training_figure(
         figure = Figure(figsize=(_WIDTH, height), dpi=DPI)
         grid = figure.subplots(rows, 2, squeeze=False).flatten()
         figure.subplots_adjust(
-            left=0.07,
+            left=0.085,
             right=0.92,
             bottom=(_BOTTOM + _LABELS) / height,
             top=1 - (_TOP + _TITLES) / height,
@@ -154,7 +154,7 @@ def _learner_panels(df: pd.DataFrame) -> list[_Panel]:
             df,
             "How well the agents foresee their reward",
             _both("vf_explained_var"),
-            "explained variance (1: fully)",
+            "explained variance",
             level=0.0,
         ),
         *_line_panel(
@@ -374,7 +374,7 @@ def _deciles(axis: Axes, table: pd.DataFrame) -> None:
         style |= {"linestyle": "--", "linewidth": 1.2, "markerfacecolor": "white"}
         accuracy.plot(decile, 100 * rows["accuracy"].to_numpy(), **style)
     losses = table.groupby("decile")["dense_loss"].first()
-    axis.set_xticks(losses.index.to_list(), [f"{d}\n{loss:.1g}" for d, loss in losses.items()])
+    axis.set_xticks(losses.index.to_list(), [f"{d}\n{_short(loss)}" for d, loss in losses.items()])
     axis.set_xlabel(
         "tenths of the images, easiest to hardest\n(below: dense network's loss [nats])"
     )
@@ -383,6 +383,11 @@ def _deciles(axis: Axes, table: pd.DataFrame) -> None:
     axis.set_ylim(min(low, 0.98), max(high, 1.02))  # no mountains out of rounding
     most = 3  # that fit beside each other
     _legend(axis, handles if len(handles) <= most else handles[:: (len(handles) - 1) // 2][:most])
+
+
+def _short(loss: float) -> str:
+    """At most four characters, as ten of them stand side by side."""
+    return f"{loss:.2g}" if loss >= 0.01 else f"{loss:.3f}"[1:]
 
 
 def _rate_colors(count: int) -> Sequence[Any]:
