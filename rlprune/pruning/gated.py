@@ -153,7 +153,8 @@ class GatedConv(nn.Module):
         if keep is None:
             return self._affine(self.conv(x), scale, shift)
         scale, shift = scale * keep, shift * keep
-        part = batch_channels(self.layer, gate.keep, keep) if self._divisible else None
+        pixels = x.shape[2] * x.shape[3]
+        part = batch_channels(self.layer, gate.keep, keep, pixels) if self._divisible else None
         if part is None:
             return self._affine(self.conv(x), scale, shift)
         y = convolve_part(self.conv, x, part)

@@ -64,6 +64,7 @@ def test_only_the_time_changes(
     found = []
     for worth_it in (-1.0, 2.0):  # never; always
         monkeypatch.setattr(batch_channels, "_WORTH_IT", worth_it)
+        monkeypatch.setattr(batch_channels, "_LEAST_PIXELS", 0)
         found.append(everything(copy.deepcopy(network), images, masks))
     (logits, gradients, buffers), (logits2, gradients2, buffers2) = found
     scale = max(1.0, float(logits.abs().max()))
@@ -89,16 +90,23 @@ def test_needed_channels_by_hand() -> None:
     kept[0, 0] = kept[1, 1] = True
     keep = torch.zeros(2, layer.out_channels, dtype=torch.bool)
     keep[:, 2] = True
-    part = batch_channels.batch_channels(layer, {0: kept}, keep)
+    part = batch_channels.batch_channels(layer, {0: kept}, keep, 784)
     assert part is not None
     assert part.inputs.tolist() == [0, 1] and part.outputs.tolist() == [2]
+    assert batch_channels.batch_channels(layer, {0: kept}, keep, 64) is None  # too small
     everything_kept = torch.ones_like(keep)
-    assert batch_channels.batch_channels(layer, {0: torch.ones_like(kept)}, everything_kept) is None
-    assert batch_channels.batch_channels(layer, {}, everything_kept) is None
+    assert (
+        batch_channels.batch_channels(layer, {0: torch.ones_like(kept)}, everything_kept, 784)
+        is None
+    )
+    assert batch_channels.batch_channels(layer, {}, everything_kept, 784) is None
 
 
-def test_a_plain_average_of_statistics_sees_every_channel() -> None:
+def test_a_plain_average_of_statistics_sees_every_channel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """BatchNorm's plain average counts batches, so every batch must count for every channel."""
+    monkeypatch.setattr(batch_channels, "_LEAST_PIXELS", 0)
     network = gated(ThreeLayers(), seed=0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
