@@ -161,7 +161,7 @@ def test_difficulty_is_relative_to_each_policy(tmp_path: Path, drawn: list[Figur
     assert runtime.get_ydata()[[0, -1]].tolist() == pytest.approx([0.2 / 0.3, 0.4 / 0.3])
     assert static.get_ydata().tolist() == pytest.approx([1.0] * 10)
     assert legend(axis) == ["$R_r$ = 1 (mean 0.300)", "$R_r$ = 0 (mean 0.250)"]
-    assert [label.get_text() for label in axis.get_xticklabels()][::9] == ["1\n0.001", "10\n3"]
+    assert [label.get_text() for label in axis.get_xticklabels()][::9] == ["1\n.001", "10\n3"]
     rates = [make_difficulty().iloc[:10].assign(tradeoff_rate=k / 10) for k in range(11)]
     training_figure(make_history(), pd.concat(rates), tmp_path / "many.png")
     many = panels(drawn[1])[EVERY_PANEL[-1]]
