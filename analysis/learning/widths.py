@@ -6,7 +6,7 @@ measured at uniform ratios. The network's predictors are those of the paper in b
 
     python analysis/learning/widths.py --seeds 0 1 2
 
-takes about 12 minutes per seed on 2 CPU cores and writes ``results/widths.parquet``.
+writes ``results/widths.parquet`` (duration not measured yet).
 """
 
 from __future__ import annotations
