@@ -198,6 +198,13 @@ def test_the_least_that_can_be_reached_is_accepted() -> None:
             Point(0.5, None, None, None),
         ]
     )
+    for short in (
+        Point(1.0, None, LEAST_MACS - 1, None),
+        Point(0.5, LEAST_HALF_BYTES - 1, None, None),
+        Point(0.0, LEAST_STATIC_BYTES - 1, None, None),
+    ):
+        with pytest.raises(BudgetError):
+            budgets.check_reachable([short])
 
 
 @pytest.mark.parametrize(
