@@ -280,6 +280,8 @@ class SmallNetwork(fx.Interpreter):
     def _gated(self, module: GatedConv, x: Tensor) -> Tensor:
         t, conv = self.tensors[module.layer.name], module.conv
         seen = x.mean((2, 3))
+        power = seen.square().sum(1, keepdim=True) / module.layer.in_channels
+        seen = seen / (power + 1e-6).sqrt()
         seen = F.linear(seen, t["code"]) if "code" in t else seen
         runtime = F.linear(seen, t["row"], t["bias"])
         size = runtime.abs() * t["static"].abs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 
@@ -63,20 +64,30 @@ class AnchoredRatios(KeepRatioPolicy):
 
 
 class RandomRatios(KeepRatioPolicy):
-    """Independent uniform ratios in [low, 1] per layer and episode.
+    """Random ratios that agree within an episode: a level, and noise for every layer.
+
+    The level is log-uniform in [low, 1], the factor of each layer in [1/spread, spread].
+    Without a common level the product over many layers would be far too narrow for nearly
+    every episode, and a deep network would learn nothing.
 
     Args:
-        low: least ratio.
+        low: least level.
         draw: function (episodes,) -> uniform numbers in [0, 1), shape [episodes].
+        spread: largest factor, at least 1.
     """
 
     observes = False
 
-    def __init__(self, low: float, draw: Callable[[int], Tensor]) -> None:
+    def __init__(self, low: float, draw: Callable[[int], Tensor], spread: float = 1.5) -> None:
         self.low = low
+        self.spread = spread
         self._draw = draw
+        self._level = torch.ones(0)
+
+    def start(self, episodes: int) -> None:
+        """Draws the episodes' levels."""
+        self._level = self.low ** (1.0 - self._draw(episodes))
 
     def ratio(self, layer: int, observation: Tensor) -> Tensor:
-        """Fresh ratios [B]."""
-        uniform = self._draw(len(observation))
-        return self.low + (1.0 - self.low) * uniform
+        """Level times a fresh factor, [B]."""
+        return self._level * self.spread ** (2.0 * self._draw(len(observation)) - 1.0)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_EPSILON = 1e-6
+
 
 def rank_of(in_channels: int, out_channels: int, rank: int | None) -> int | None:
     """The rank r of a layer's predictor; None where the whole matrix is not larger."""
@@ -19,10 +21,23 @@ def rank_of(in_channels: int, out_channels: int, rank: int | None) -> int | None
     return rank
 
 
+def unit_scale(pooled: Tensor, channels: int) -> Tensor:
+    """Pooled input [B, C] divided by its root mean square over ``channels`` channels.
+
+    Channels that are zero may be left out of ``pooled``: a network without its deleted
+    channels gives the number of channels before that.
+    """
+    return pooled * torch.rsqrt(pooled.square().sum(1, keepdim=True) / channels + _EPSILON)
+
+
 class ImportancePredictor(nn.Module):
-    """u_r = W p + b, or W (A p) + b with A [r, C_in], where p is the pooled input.
+    """u_r = W p + b, or W (A p) + b with A [r, C_in]; p is the pooled input at unit scale.
 
     W starts at zero and b where the caller sets it, so that u_r is b at first.
+
+    Deviation: the paper predicts from the pooled input as it is. A layer's output is then
+    quadratic in the size of its input, and narrow deep networks overflow: VGG-16 at an
+    eighth of its width had losses of 1,269 and infinity.
 
     Args:
         in_channels, out_channels: C_in, C.
@@ -30,6 +45,7 @@ class ImportancePredictor(nn.Module):
         device: of the parameters.
 
     Attributes:
+        channels: C_in.
         weight: W, [C, C_in] or [C, r].
         bias: b, [C].
         code: A, or None.
@@ -44,6 +60,7 @@ class ImportancePredictor(nn.Module):
         super().__init__()
         rank = rank_of(in_channels, out_channels, rank)
         width = in_channels if rank is None else rank
+        self.channels = in_channels
         self.weight = nn.Parameter(torch.zeros(out_channels, width, device=device))
         self.bias = nn.Parameter(torch.ones(out_channels, device=device))
         if rank is None:
@@ -54,5 +71,5 @@ class ImportancePredictor(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """u_r [B, C] from the pooled input [B, C_in]."""
-        code = cast(Tensor | None, self.code)
+        code, pooled = cast(Tensor | None, self.code), unit_scale(pooled, self.channels)
         return F.linear(pooled if code is None else F.linear(pooled, code), self.weight, self.bias)

@@ -210,7 +210,9 @@ def _balanced(
 def varied_ratio_gate(
     setup: TrialSetup, network: GatedNetwork, count: int, rng: np.random.Generator
 ) -> Gate:
-    """Independent random ratios per image and layer, no budgets: for the importances.
+    """Random ratios per image and layer, no budgets: for the importances.
+
+    They reach from a little below the tightest budget's number to 1, see ``RandomRatios``.
 
     Deviation: the paper trains the importances unpruned; a network trained under varied
     ratios is one on which the agents can explore (rl-notes: any ratio works).
@@ -222,7 +224,7 @@ def varied_ratio_gate(
     budgets = EpisodeBudgets(drawn, unlimited, unlimited, unlimited, ones, ones, ones)
     told = setup.book.table(tuple(setup.evaluation_points()))
     least = float(torch.minimum(told.compute_dial, told.storage_dial).min())
-    low = max(setup.config.pruning.alpha, 0.5 * least)
+    low = max(setup.config.pruning.alpha, 0.8 * least)
 
     def draw(episodes: int) -> Tensor:
         return torch.from_numpy(rng.random(episodes))

@@ -190,7 +190,7 @@ class World:
             uniform = torch.rand(episodes, generator=self.generator, dtype=torch.float64)
             return 1.6 * uniform - 0.3  # outside of [0, 1] as well: policies are unclipped
 
-        return RandomRatios(low, draw)
+        return RandomRatios(low, draw, spread=1.0 if low >= 1.0 else 1.5)  # 1: keep all
 
     def agents(self) -> tuple[AgentPolicy, AgentPolicy]:
         """Agents with arbitrary weights that explore."""

@@ -132,7 +132,7 @@ def test_signed_product() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_output_of_a_layer_follows_the_formula(training: bool) -> None:
-    """keep * (u_r u_s * norm(conv(x)) + beta) with u_r = W pool(x) + b, written out."""
+    """keep * (u_r u_s * norm(conv(x)) + beta) with u_r = W pool(x) / rms + b, written out."""
     network = gated(ThreeLayers(), seed=1).train(training)
     layer = copy.deepcopy(network.layers[0])
     x = torch.randn(4, 2, 6, 6)
@@ -143,7 +143,9 @@ def test_output_of_a_layer_follows_the_formula(training: bool) -> None:
     y = F.batch_norm(y, before.running_mean, before.running_var, training=training)
     for b in range(4):
         predictor, static = layer.runtime_predictor, layer.static_importance.detach()
-        runtime = (predictor.weight @ x[b].mean((1, 2)) + predictor.bias).detach()
+        pooled = x[b].mean((1, 2))
+        pooled = pooled / (pooled.square().mean() + 1e-6).sqrt()
+        runtime = (predictor.weight @ pooled + predictor.bias).detach()
         for c in range(4):
             u = float(runtime[c]) * float(static[c])
             if float(runtime[c]) < 0 and float(static[c]) < 0:

@@ -1,5 +1,7 @@
 """Rewards against numbers worked out by hand from method.md, Sec. 2."""
 
+import math
+
 import pytest
 import torch
 
@@ -25,6 +27,11 @@ def numbers(*values: float) -> torch.Tensor:
 
 def test_accuracy_is_the_loss_over_its_average() -> None:
     assert accuracy_term(numbers(2.0, 1.0, 0.0), 2.0).tolist() == [-1.0, -0.5, 0.0]
+
+
+def test_an_enormous_loss_counts_as_five_nats() -> None:
+    losses = numbers(4.0, 5.0, 1269.0, math.inf, math.nan)
+    assert accuracy_term(losses, 1.0).tolist() == [-4.0, -5.0, -5.0, -5.0, -5.0]
 
 
 def test_compute_term_penalises_overruns_and_pays_for_savings() -> None:
