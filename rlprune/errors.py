@@ -80,6 +80,12 @@ class ForeignCheckpointError(CheckpointError):
     """A checkpoint that is whole, but of another configuration or version of rlprune."""
 
 
+class ArtifactError(RlpruneError):
+    """A shipped model that cannot be made, read or run; the message names file and field."""
+
+    exit_status = 2
+
+
 class ResultsError(RlpruneError):
     """Result rows that cannot be written or read; the message names the file."""
 

@@ -1,0 +1,409 @@
+"""From a gated network's fx graph to the program of a shipped model.
+
+Every call becomes an operation that :mod:`rlprune.deploy` knows by name. Where a consumer
+needs channels that may be gone at their old places, an "expand" is put before it; everywhere
+else tensors carry only the channels that exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from rlprune.backbones.flow import Flow, derive_flow, tensor_shape, whole
+from rlprune.backbones.graph import ChannelSource
+from rlprune.deploy.operations import name_of
+from rlprune.deploy.spec import Node
+from rlprune.errors import ArtifactError
+from rlprune.pruning import GatedConv, GatedNetwork
+from rlprune.pruning.gated import FollowerConv
+
+_ATTRIBUTES: Mapping[type[nn.Module], tuple[str, tuple[str, ...]]] = {
+    nn.ReLU: ("relu", ()),
+    nn.ReLU6: ("relu6", ()),
+    nn.LeakyReLU: ("leaky_relu", ("negative_slope",)),
+    nn.GELU: ("gelu", ("approximate",)),
+    nn.SiLU: ("silu", ()),
+    nn.Mish: ("mish", ()),
+    nn.Hardswish: ("hardswish", ()),
+    nn.Hardsigmoid: ("hardsigmoid", ()),
+    nn.Hardtanh: ("hardtanh", ("min_val", "max_val")),
+    nn.Tanh: ("tanh", ()),
+    nn.Sigmoid: ("sigmoid", ()),
+    nn.ELU: ("elu", ("alpha",)),
+    nn.CELU: ("celu", ("alpha",)),
+    nn.SELU: ("selu", ()),
+    nn.MaxPool2d: ("max_pool2d", ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
+    nn.AvgPool2d: (
+        "avg_pool2d",
+        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    ),
+    nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", ("output_size",)),
+    nn.AdaptiveMaxPool2d: ("adaptive_max_pool2d", ("output_size",)),
+    nn.Flatten: ("flatten", ("start_dim", "end_dim")),
+    nn.Softmax: ("softmax", ("dim",)),
+    nn.LogSoftmax: ("log_softmax", ("dim",)),
+}
+"""Modules without parameters: the operation, and attributes that become its arguments."""
+_PAD_NAME = "pad"
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_NOTHING_FUNCTIONS = (F.dropout, F.dropout2d)
+_NOTHING_METHODS = ("contiguous", "clone", "float", "detach")
+_RESHAPES = ("flatten", "reshape", "squeeze", "unsqueeze")
+
+
+class Captured:
+    """A program and the numbers of the layers that are not gated.
+
+    Attributes:
+        program: the calls.
+        tensors: "<name>.weight" and "<name>.bias" of followers and fixed layers.
+    """
+
+    def __init__(self, program: tuple[Node, ...], tensors: dict[str, Tensor]) -> None:
+        self.program = program
+        self.tensors = tensors
+
+
+def capture(network: GatedNetwork, stored: list[Tensor]) -> Captured:
+    """The network's program without its deleted channels.
+
+    Args:
+        network: in eval mode; not changed.
+        stored: positions of the stored channels of every layer, int64 [S].
+
+    Raises:
+        ArtifactError: the network calls something that a shipped model does not know.
+    """
+    walk = _Walk(network, stored)
+    walk.run()
+    return Captured(_without_unused(walk.nodes), walk.tensors)
+
+
+class _Walk:
+    """One walk over the graph; ``nodes`` and ``tensors`` fill up."""
+
+    def __init__(self, network: GatedNetwork, stored: list[Tensor]) -> None:
+        self.body = network.body
+        self.stored = stored
+        self.channels = [layer.out_channels for layer in network.channels.layers]
+        self.fixed = {layer.name: layer for layer in network.channels.fixed}
+        self.nodes: list[Node] = []
+        self.tensors: dict[str, Tensor] = {}
+        self._at: dict[fx.Node, int] = {}
+        self._flows: dict[fx.Node, Flow] = {}
+        self._whole: dict[fx.Node, int] = {}
+        self._folded: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> None:
+        """Visits all nodes in execution order."""
+        for node in self.body.graph.nodes:
+            if node.op == "placeholder":
+                if node.target != "gate":
+                    self._emit(node, "input", "", [], {})
+                    self._flows[node] = whole((tensor_shape(node) or (0, 1))[1])
+            elif node.op == "output":
+                value = node.args[0]
+                self.nodes.append(Node("output", "", ({"r": self._expanded(value)},), {}))
+            elif node.op == "get_attr":
+                raise _unknown(f"{node.target}, a tensor that forward reads by itself")
+            else:
+                self._visit(node)
+
+    def _emit(
+        self, node: fx.Node, kind: str, target: int | str, args: list[Any], kwargs: dict[str, Any]
+    ) -> None:
+        self._at[node] = len(self.nodes)
+        self.nodes.append(Node(kind, target, tuple(args), kwargs))
+
+    def _visit(self, node: fx.Node) -> None:
+        module = self.body.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node in self._folded:
+            self._alias(node, self._folded[node])
+        elif isinstance(module, GatedConv):
+            self._emit(node, "gated", module.layer.index, [self._compact(node.args[0])], {})
+            source = ChannelSource(module.layer.index, module.layer.out_channels)
+            self._flows[node] = Flow((source,))
+        elif isinstance(module, FollowerConv):
+            self._follower(node, module)
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm2d):
+            self._fixed(node, module)
+        else:
+            self._other(node, module)
+
+    # --- values -----------------------------------------------------------------------
+
+    def _compact(self, value: Any) -> dict[str, int]:
+        return {"r": self._at[value]}
+
+    def _expanded(self, value: fx.Node) -> int:
+        """Index of the value with every channel at its old place."""
+        flow = self._flows.get(value)
+        if flow is None or not flow.layers:
+            return self._at[value]
+        if value not in self._whole:
+            runs = [[run.layer, run.channels] for run in flow.sources]
+            options = {"runs": runs, "each": flow.features_per_channel}
+            self._whole[value] = len(self.nodes)
+            self.nodes.append(Node("expand", "", (self._compact(value),), options))
+        return self._whole[value]
+
+    def _alias(self, node: fx.Node, value: fx.Node) -> None:
+        """``node`` is the same value."""
+        self._at[node] = self._at[value]
+        if value in self._flows:
+            self._flows[node] = self._flows[value]
+        if value in self._whole:
+            self._whole[node] = self._whole[value]
+
+    def _argument(self, value: Any, compact: bool) -> Any:
+        if isinstance(value, fx.Node):
+            return {"r": self._at[value] if compact else self._expanded(value)}
+        if isinstance(value, list | tuple):
+            return [self._argument(item, compact) for item in value]
+        if isinstance(value, slice):
+            ends = [value.start, value.stop, value.step]
+            if all(end is None or isinstance(end, int) for end in ends):
+                return {"s": ends}
+        plain = value is None or isinstance(value, bool | int | str)
+        if plain or (isinstance(value, float) and math.isfinite(value)):
+            return value
+        raise _unknown(f"the argument {value!r}")
+
+    # --- layers with numbers ----------------------------------------------------------
+
+    def _follower(self, node: fx.Node, module: FollowerConv) -> None:
+        rows = self.stored[module.layer.producer]
+        weight, bias = _folded(module.conv, module.norm)
+        name = module.layer.name
+        self._store(name, weight[rows], bias[rows])
+        options = {**_geometry(module.conv), "layer": module.layer.producer}
+        self._emit(node, "follower", name, [self._compact(node.args[0])], options)
+        self._flows[node] = self._flows[node.args[0]]  # type: ignore[index]
+
+    def _fixed(self, node: fx.Node, module: nn.Module) -> None:
+        name, value = str(node.target), node.args[0]
+        assert isinstance(value, fx.Node)
+        self._flows[node] = whole(_width(node))
+        if isinstance(module, nn.BatchNorm2d):
+            if not module.track_running_stats:
+                raise _unknown(f"{name}, a BatchNorm2d without running statistics")
+            self._store(name, *_scale_and_shift(module))
+            self._emit(node, "affine", name, [{"r": self._expanded(value)}], {})
+            return
+        sources = self.fixed[name].in_sources
+        compact = any(source.layer is not None for source in sources)
+        read = self._compact(value) if compact else {"r": self._expanded(value)}
+        options: dict[str, Any] = {"runs": [[s.layer, s.channels] for s in sources]}
+        if isinstance(module, nn.Linear):
+            each = module.in_features // sum(source.channels for source in sources)
+            weight, bias = module.weight.detach(), _bias(module.bias, module.out_features)
+            self._store(name, weight[:, input_columns(sources, self.stored, each)], bias)
+            self._emit(node, "linear", name, [read], {**options, "each": each})
+            return
+        assert isinstance(module, nn.Conv2d)
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            raise _unknown(f"{name}, a convolution with padding {module.padding!r}")
+        if module.groups > 1 and compact:
+            raise _unknown(f"{name}, a grouped convolution behind a pruned layer")
+        weight, bias = _folded(module, self._norm_behind(node))
+        self._store(name, weight[:, input_columns(sources, self.stored, 1)] if compact else weight)
+        self.tensors[f"{name}.bias"] = bias.clone()
+        self._emit(
+            node, "conv", name, [read], {**options, **_geometry(module), "groups": module.groups}
+        )
+
+    def _norm_behind(self, node: fx.Node) -> nn.BatchNorm2d | None:
+        """The BatchNorm that alone reads a fixed convolution which is called once."""
+        calls = sum(other.target == node.target for other in self.body.graph.nodes)
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        if calls > 1 or reader is None or reader.op != "call_module":
+            return None
+        module = self.body.get_submodule(str(reader.target))
+        if type(module) is not nn.BatchNorm2d or not module.track_running_stats:
+            return None
+        self._folded[reader] = node
+        return module
+
+    def _store(self, name: str, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.tensors[f"{name}.weight"] = weight.detach().clone()
+        if bias is not None:
+            self.tensors[f"{name}.bias"] = bias.detach().clone()
+
+    # --- everything else --------------------------------------------------------------
+
+    def _other(self, node: fx.Node, module: nn.Module | None) -> None:
+        flow = derive_flow(node, module, self._flows)
+        if self._does_nothing(node, module):
+            self._alias(node, node.args[0])  # type: ignore[arg-type]
+            return
+        name, args, kwargs = self._called(node, module, flow)
+        self._emit(node, "call", name, args, kwargs)
+        shape = tensor_shape(node)
+        if flow is not None:
+            self._flows[node] = flow
+        elif shape is not None:
+            self._flows[node] = whole(_width(node))
+        self._after_writing(node, module)
+
+    @staticmethod
+    def _does_nothing(node: fx.Node, module: nn.Module | None) -> bool:
+        if node.op == "call_method":
+            return node.target in _NOTHING_METHODS
+        return type(module) in _NOTHING or node.target in _NOTHING_FUNCTIONS
+
+    def _called(
+        self, node: fx.Node, module: nn.Module | None, flow: Flow | None
+    ) -> tuple[str, list[Any], dict[str, Any]]:
+        compact = flow is not None
+        first = [self._argument(node.args[0], compact)] if node.args else []
+        if module is not None:
+            name, values = _module_call(str(node.target), module)
+            args, kwargs = first, values
+        else:
+            found = name_of(node.target)  # type: ignore[arg-type]
+            if found is None:
+                raise _unknown(f"{getattr(node.target, '__name__', node.target)}")
+            name = found
+            args = [*first, *(self._argument(value, compact) for value in node.args[1:])]
+            given = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+            kwargs = {k: self._argument(v, compact) for k, v in given.items()}
+            args = _without_inplace(name, args)
+        if flow is not None and name in _RESHAPES:
+            shape, before = tensor_shape(node), tensor_shape(node.all_input_nodes[0])
+            assert shape is not None and before is not None
+            trailing = list(shape[2:]) if shape[1] == before[1] else []
+            if trailing or shape[1] != before[1]:
+                return "per_channel", [first[0], trailing], {}
+            return "flatten", [first[0], 1], {}
+        return name, args, kwargs
+
+    def _after_writing(self, node: fx.Node, module: nn.Module | None) -> None:
+        """An operation in place changes its operand for all who read it later."""
+        name = str(node.target if module is None else type(module).__name__)
+        name = str(getattr(node.target, "__name__", name)) if module is None else name
+        in_place = getattr(module, "inplace", False) is True or node.kwargs.get("inplace") is True
+        in_place |= name in ("iadd", "isub", "imul", "itruediv")
+        in_place |= name.endswith("_") and not name.startswith("_")
+        operand = node.args[0] if node.args else None
+        while in_place and isinstance(operand, fx.Node) and operand in self._at:
+            self._at[operand] = self._at[node]
+            self._whole.pop(operand, None)
+            if node in self._flows:
+                self._flows[operand] = self._flows[node]
+            break
+
+
+def input_columns(
+    sources: tuple[ChannelSource, ...], stored: list[Tensor], each: int
+) -> Tensor:
+    """Positions of stored inputs among a consumer's inputs, ``each`` per channel, int64 [I]."""
+    columns, start = [], 0
+    for source in sources:
+        present = torch.arange(source.channels) if source.layer is None else stored[source.layer]
+        columns.append(start + present)
+        start += source.channels
+    flat = torch.cat(columns)
+    return (flat.unsqueeze(1) * each + torch.arange(each)).flatten()
+
+
+def _module_call(path: str, module: nn.Module) -> tuple[str, dict[str, Any]]:
+    if type(module) is nn.ZeroPad2d:
+        return _PAD_NAME, {"pad": list(module.padding)}
+    if type(module) not in _ATTRIBUTES:
+        raise _unknown(f"{path}, a {type(module).__name__}")
+    name, attributes = _ATTRIBUTES[type(module)]
+    values = {attribute: getattr(module, attribute) for attribute in attributes}
+    return name, {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _without_inplace(name: str, args: list[Any]) -> list[Any]:
+    """Positional ``inplace`` of an activation, dropped: values are never overwritten."""
+    while len(args) > 1 and isinstance(args[-1], bool) and name not in ("max_pool2d", "avg_pool2d"):
+        args = args[:-1]
+    return args
+
+
+def _width(node: fx.Node) -> int:
+    shape = tensor_shape(node) or ()
+    return shape[1] if len(shape) > 1 else 1
+
+
+def _geometry(conv: nn.Conv2d) -> dict[str, list[int]]:
+    if isinstance(conv.padding, str):
+        raise _unknown(f"a convolution with padding {conv.padding!r}")
+    return {
+        "stride": list(conv.stride),
+        "padding": list(conv.padding),
+        "dilation": list(conv.dilation),
+    }
+
+
+def _bias(bias: Tensor | None, width: int) -> Tensor:
+    return torch.zeros(width) if bias is None else bias.detach()
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight.detach()
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+    """Filters and bias of a convolution with the BatchNorm behind it."""
+    weight, bias = conv.weight.detach(), _bias(conv.bias, conv.out_channels)
+    if norm is None:
+        return weight, bias
+    scale, shift = _scale_and_shift(norm)
+    return weight * scale[:, None, None, None], bias * scale + shift
+
+
+def _unknown(what: str) -> ArtifactError:
+    return ArtifactError(
+        f"the network uses {what}, which a shipped model does not know. Replace it by torch's "
+        "own layers and activations, or ship a network without it."
+    )
+
+
+def _without_unused(nodes: list[Node]) -> tuple[Node, ...]:
+    """The calls that the output depends on, renumbered."""
+    needed: set[int] = set()
+    pending = [len(nodes) - 1, 0]
+    while pending:
+        index = pending.pop()
+        if index not in needed:
+            needed.add(index)
+            pending += _reads([nodes[index].args, nodes[index].kwargs])
+    number = {old: new for new, old in enumerate(sorted(needed))}
+
+    def renumbered(value: Any) -> Any:
+        if isinstance(value, Mapping) and set(value) == {"r"}:
+            return {"r": number[value["r"]]}
+        if isinstance(value, list):
+            return [renumbered(item) for item in value]
+        return value
+
+    return tuple(
+        Node(
+            nodes[old].kind,
+            nodes[old].target,
+            tuple(renumbered(value) for value in nodes[old].args),
+            {name: renumbered(value) for name, value in nodes[old].kwargs.items()},
+        )
+        for old in sorted(needed)
+    )
+
+
+def _reads(value: Any) -> list[int]:
+    if isinstance(value, Mapping):
+        return [value["r"]] if set(value) == {"r"} else _reads(list(value.values()))
+    if isinstance(value, list | tuple):
+        return [index for item in value for index in _reads(item)]
+    return []
