@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rlprune.backbones import trace_backbone
     from rlprune.config import TrialConfig, load_config
     from rlprune.data import load_image_set
+    from rlprune.deploy import PrunedModel
     from rlprune.mdp import PruningGate
     from rlprune.mdp.by_hand import gated_network, keep_ratio_gate
     from rlprune.pruning import CostModel, GatedNetwork
@@ -36,6 +37,7 @@ _HOMES = {
     "AgentPolicy": "rlprune.agents.networks",
     "CostModel": "rlprune.pruning",
     "GatedNetwork": "rlprune.pruning",
+    "PrunedModel": "rlprune.deploy",
     "PruningGate": "rlprune.mdp",
     "RuntimeAgent": "rlprune.agents.networks",
     "StaticAgent": "rlprune.agents.networks",
@@ -52,6 +54,7 @@ __all__ = [
     "AgentPolicy",
     "CostModel",
     "GatedNetwork",
+    "PrunedModel",
     "PruningGate",
     "RuntimeAgent",
     "StaticAgent",

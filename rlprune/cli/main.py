@@ -11,6 +11,7 @@ from rlprune.cli.clean import INTERRUPTED, clean_errors
 from rlprune.cli.pareto import pareto
 from rlprune.cli.report import report
 from rlprune.cli.results import app as results
+from rlprune.cli.ship import export, predict
 from rlprune.cli.sweep import status, sweep
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ app.command()(sweep)
 app.command()(status)
 app.command()(pareto)
 app.command()(report)
+app.command()(export)
+app.command()(predict)
 app.add_typer(results, name="results")
 
 SetOption = Annotated[

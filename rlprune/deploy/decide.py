@@ -54,7 +54,7 @@ class AgentWeights:
         end = CONTEXT + len(pooled)
         seen = np.empty(len(weight), dtype=np.float32)
         seen[:CONTEXT] = context
-        _standardise(pooled, seen[CONTEXT:end], np.count_nonzero(pooled))
+        _standardise(pooled, seen[CONTEXT:end], int(np.count_nonzero(pooled)))
         _standardise(importance, seen[end:-1], len(importance))
         seen[-1] = 1.0
         encoded = np.maximum(seen @ weight, 0.0)

@@ -10,6 +10,7 @@ Legend: B images, S stored channels, I stored input channels, n and i computed o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +52,18 @@ def channel_columns(layer: LayerSpec) -> tuple[str, ...]:
         return ("beta",)
     names = ("beta", "static", "bias", *(("mean",) if layer.norm else ()))
     return (*names, "width_scale", "width_shift") if layer.width_affine else names
+
+
+class Geometry(NamedTuple):
+    """How a convolution moves over its input: (height, width) each."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
+        """[B, I, H, W] and [O, I / groups, kh, kw] -> [B, O, H', W']."""
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
 
 
 class GatedLayer:
@@ -103,7 +116,7 @@ class GatedLayer:
         }
         self._kernels = self.filter.reshape(-1, spec.kernel[0] * spec.kernel[1])
         self._averaging: Tensor | None = None
-        self.conv = {"stride": spec.stride, "padding": spec.padding, "dilation": spec.dilation}
+        self.geometry = Geometry(spec.stride, spec.padding, spec.dilation)
         # Scaling whichever is smaller, filters or outputs, costs less.
         outputs = spec.out_size[0] * spec.out_size[1]
         self._scale_filters = self.inputs * spec.kernel[0] * spec.kernel[1] < 4 * outputs
@@ -117,15 +130,15 @@ class GatedLayer:
         if self.predictor is None:  # plain
             decisions.decide(self.index, _NOTHING, _NOTHING)
             part = filters if columns is None else filters[:, torch.from_numpy(columns)]
-            return F.conv2d(x, part, self.beta, **self.conv)
+            return self.geometry.convolve(x, part, self.beta)
         pooled = self._pooled(x, columns)
         runtime = self._importance(pooled)
         kept = decisions.decide(self.index, pooled, runtime)
         scale, shift = self._scale_and_shift(runtime, kept, columns)
         filters = self._selected(kept, columns)
         if self._scale_filters:
-            return F.conv2d(x, filters * scale[:, None, None, None], shift, **self.conv)
-        y = F.conv2d(x, filters, None, **self.conv)
+            return self.geometry.convolve(x, filters * scale[:, None, None, None], shift)
+        y = self.geometry.convolve(x, filters, None)
         return torch.addcmul(shift[:, None, None], y, scale[:, None, None])
 
     def _pooled(self, x: Tensor, columns: Positions | None) -> Single:
@@ -148,7 +161,11 @@ class GatedLayer:
         """Filters [n, i, kh, kw]; one gather of whole kernels where both are partial."""
         if kept is None or columns is None:
             part, dim = (columns, 1) if kept is None else (kept, 0)
-            return self.filter if part is None else self.filter.index_select(dim, torch.from_numpy(part))
+            return (
+                self.filter
+                if part is None
+                else self.filter.index_select(dim, torch.from_numpy(part))
+            )
         where = (kept[:, None] * self.inputs + columns).ravel()
         chosen = self._kernels.index_select(0, torch.from_numpy(where))
         return chosen.view(len(kept), len(columns), *self.spec.kernel)
@@ -187,7 +204,7 @@ class GatedLayer:
 
     def masked(self, x: Tensor, decisions: Sequence[Decisions]) -> Tensor:
         """[B, I, H, W] -> [B, S, H', W'] with zeros in the channels that an image prunes."""
-        y = F.conv2d(x, self.filter, self.beta if self.predictor is None else None, **self.conv)
+        y = self.geometry.convolve(x, self.filter, self.beta if self.predictor is None else None)
         if self.predictor is None:
             for image in decisions:
                 image.decide(self.index, _NOTHING, _NOTHING)

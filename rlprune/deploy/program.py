@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlprune.deploy.decide import Decisions, Positions
-from rlprune.deploy.layer import GatedLayer, column_positions, stored_places
+from rlprune.deploy.layer import GatedLayer, Geometry, column_positions, stored_places
 from rlprune.deploy.operations import OPERATIONS
 from rlprune.deploy.spec import ModelSpec, Node, Run
 from rlprune.errors import ArtifactError
@@ -122,15 +122,12 @@ class Program:
 
     def _follower(self, node: Node) -> Callable[[Pass], Tensor]:
         weight, bias = self._pair(node)
-        options, producer, x = _conv_options(node), _layer_of(node, self.spec), _value(node.args[0])
+        geometry, producer, x = _geometry(node), _layer_of(node, self.spec), _value(node.args[0])
 
         def run(now: Pass) -> Tensor:
             kept = now.kept(producer)
-            part = (weight, bias)
-            if kept is not None:
-                rows = torch.from_numpy(kept)
-                part = (weight[rows], bias[rows])
-            y = F.conv2d(x(now), *part, groups=len(part[0]), **options)
+            rows = slice(None) if kept is None else torch.from_numpy(kept)
+            y = geometry.convolve(x(now), weight[rows], bias[rows], len(weight[rows]))
             if now.mode == MASKED:  # its shift must not fill in pruned channels
                 y = y * masks(now.decisions, producer, y.shape[1]).to(y)[:, :, None, None]
             return y
@@ -139,13 +136,13 @@ class Program:
 
     def _convolution(self, node: Node) -> Callable[[Pass], Tensor]:
         weight, bias = self._pair(node)
-        options, x = _conv_options(node), _value(node.args[0])
+        geometry, x = _geometry(node), _value(node.args[0])
         groups, runs = int(node.kwargs["groups"]), _runs(node, self.spec)
 
         def run(now: Pass) -> Tensor:
             columns = column_positions(runs, now.kept)
             part = weight if columns is None else weight[:, torch.from_numpy(columns)]
-            return F.conv2d(x(now), part, bias, groups=groups, **options)
+            return geometry.convolve(x(now), part, bias, groups)
 
         return run
 
@@ -176,10 +173,10 @@ class Program:
 
         def run(now: Pass) -> Tensor:
             parts = []
-            for run, place, start in zip(runs, places, starts, strict=True):
-                kept = None if run.layer is None else now.kept(run.layer)
+            for source, place, start in zip(runs, places, starts, strict=True):
+                kept = None if source.layer is None else now.kept(source.layer)
                 parts.append(start + (place if kept is None else place[kept]))
-            value = x(now)
+            value: Tensor = x(now)
             where = (np.concatenate(parts)[:, None] * each + np.arange(each)).ravel()
             full = value.new_zeros(len(value), total * each, *value.shape[2:])
             if value.dim() == 4:
@@ -266,12 +263,10 @@ def _slice(ends: Any) -> slice:
     return slice(*ends)
 
 
-def _conv_options(node: Node) -> dict[str, tuple[int, int]]:
+def _geometry(node: Node) -> Geometry:
     try:
-        return {
-            name: (int(node.kwargs[name][0]), int(node.kwargs[name][1]))
-            for name in ("stride", "padding", "dilation")
-        }
+        pairs = (node.kwargs[name] for name in Geometry._fields)
+        return Geometry(*((int(pair[0]), int(pair[1])) for pair in pairs))
     except (KeyError, TypeError, ValueError, IndexError):
         raise ArtifactError("program: a damaged convolution. Export the model again.") from None
 

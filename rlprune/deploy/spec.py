@@ -188,9 +188,7 @@ class ModelSpec:
         plain["layers"] = [list(layer.values()) for layer in plain["layers"]]
         for layer in plain["layers"]:
             layer[3] = [[run["layer"], run["channels"]] for run in layer[3]]
-        plain["program"] = [
-            [n.kind, n.target, list(n.args), dict(n.kwargs)] for n in self.program
-        ]
+        plain["program"] = [[n.kind, n.target, list(n.args), dict(n.kwargs)] for n in self.program]
         return plain
 
     @classmethod

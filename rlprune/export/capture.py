@@ -266,7 +266,7 @@ class _Walk:
             name, values = _module_call(str(node.target), module)
             args, kwargs = first, values
         else:
-            found = name_of(node.target)  # type: ignore[arg-type]
+            found = name_of(node.target)
             if found is None:
                 raise _unknown(f"{getattr(node.target, '__name__', node.target)}")
             name = found
@@ -299,9 +299,7 @@ class _Walk:
             break
 
 
-def input_columns(
-    sources: tuple[ChannelSource, ...], stored: list[Tensor], each: int
-) -> Tensor:
+def input_columns(sources: tuple[ChannelSource, ...], stored: list[Tensor], each: int) -> Tensor:
     """Positions of stored inputs among a consumer's inputs, ``each`` per channel, int64 [I]."""
     columns, start = [], 0
     for source in sources:

@@ -5,6 +5,8 @@ Legend: T layers, C channels of a layer, S stored, I stored input channels, h ag
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,7 @@ from rlprune.pruning import GatedConv, signed_product
 
 
 @torch.no_grad()
-def layer_tensors(
-    module: GatedConv, spec: LayerSpec, stored: list[Tensor]
-) -> dict[str, Tensor]:
+def layer_tensors(module: GatedConv, spec: LayerSpec, stored: list[Tensor]) -> dict[str, Tensor]:
     """What the file holds of one gated convolution; see ``deploy.layer.GatedLayer``.
 
     Args:
@@ -36,10 +36,10 @@ def layer_tensors(
         "bias": module.runtime_predictor.bias[rows],
     }
     if module.norm is not None:
-        assert module.norm.running_var is not None and module.norm.running_mean is not None
-        reciprocal = torch.rsqrt(module.norm.running_var[rows] + module.norm.eps)
+        variance, mean = cast(Tensor, module.norm.running_var), module.norm.running_mean
+        reciprocal = torch.rsqrt(variance[rows] + module.norm.eps)
         filters = filters * reciprocal[:, None, None, None]
-        numbers["mean"] = module.norm.running_mean[rows] * reciprocal
+        numbers["mean"] = cast(Tensor, mean)[rows] * reciprocal
     if module.width_scale is not None and module.width_shift is not None:
         numbers["width_scale"] = module.width_scale[rows]
         numbers["width_shift"] = module.width_shift[rows]
@@ -50,7 +50,7 @@ def layer_tensors(
         numbers["beta"] = numbers["beta"] - scale * numbers.get("mean", torch.zeros_like(scale))
     else:
         predictor = module.runtime_predictor
-        if predictor.code is None:
+        if spec.rank == 0:
             tensors["predictor"] = predictor.weight[rows][:, columns]
         else:
             tensors["predictor"] = predictor.weight[rows]
@@ -87,9 +87,9 @@ def agent_tensors(
                 agent.encoder_bias[layer.index].unsqueeze(0),
             ]
         )
-    memory, head = agent.memory, agent.mean_head
-    tensors["agent.input"] = memory.weight_ih_l0
-    tensors["agent.hidden"] = memory.weight_hh_l0
-    tensors["agent.bias"] = memory.bias_ih_l0 + memory.bias_hh_l0
+    memory, head = agent.memory.state_dict(), agent.mean_head
+    tensors["agent.input"] = memory["weight_ih_l0"]
+    tensors["agent.hidden"] = memory["weight_hh_l0"]
+    tensors["agent.bias"] = memory["bias_ih_l0"] + memory["bias_hh_l0"]
     tensors["agent.mean"] = torch.cat([head.weight[0], head.bias])
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}

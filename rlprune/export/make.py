@@ -5,8 +5,10 @@ Source: paper Sec. 3.3 (what is pruned for good); method.md Sec. 3.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,9 +52,14 @@ class Shipped:
     spec: ModelSpec
     tensors: dict[str, Tensor]
 
-    def write(self, path: str, dtype: str = "float32") -> int:
+    def noting(self, **measured: float) -> Shipped:
+        """The same with other or further measured numbers in its description."""
+        noted = {**self.spec.measured, **measured}
+        return Shipped(dataclasses.replace(self.spec, measured=noted), self.tensors)
+
+    def write(self, path: str | Path, dtype: str = "float32") -> int:
         """Writes the file, numbers stored as ``dtype``; returns its bytes."""
-        spec = ModelSpec(**{**vars(self.spec), "dtype": dtype})
+        spec = dataclasses.replace(self.spec, dtype=dtype)
         return write_artifact(path, spec, stored_as(dtype, self.tensors))
 
 

@@ -35,6 +35,7 @@ class LearnedRun:
         program: the trial's program, for counters and the evaluator.
         network: with the weights after the last round.
         method: the agents' policy, ready for ``program.evaluator.measure``.
+        runtime: the runtime agent.
     """
 
     config: TrialConfig
@@ -43,6 +44,7 @@ class LearnedRun:
     program: TrialProgram
     network: GatedNetwork
     method: Method
+    runtime: RuntimeAgent
 
 
 def _load_agent(agent: nn.Module, state: dict[str, Any]) -> None:
@@ -84,4 +86,5 @@ def load_run(run: str | Path) -> LearnedRun:
         program=program,
         network=program.network,
         method=methods.learned(setup, runtime, static),
+        runtime=runtime,
     )

@@ -30,13 +30,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backbones": _BASE,
     "pruning": {*_BASE, "backbones"},  # the graph records that tracing found
     "mdp": {*_BASE, "backbones", "pruning"},
-    "deploy": _TORCH,
+    "deploy": {"errors"},  # runs with torch alone
     "results": _BASE,
     "agents": {*_TORCH, "deploy", "results"},
     "report": {*_BASE, "results"},
     "training": {*_TORCH, "deploy", "results", "agents", "report"},  # the picture of a training
+    "export": {*_TORCH, "deploy", "results", "agents", "training", ""},
     "sweep": {*_TORCH, "deploy", "results", "agents", "training"},
-    "cli": {*_TORCH, "deploy", "results", "agents", "training", "report", "sweep", ""},
+    "cli": {*_TORCH, "deploy", "results", "agents", "training", "export", "report", "sweep", ""},
     "": {*_TORCH, "deploy", "results", "agents"},  # rlprune/__init__.py
 }
 MAY_USE_RAY = {"agents", "training", "sweep", "cli"}

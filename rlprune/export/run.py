@@ -1,0 +1,177 @@
+"""Exporting a point of a finished run or sweep: find it, measure it again, write it, check it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rlprune import __version__
+from rlprune.data import ImageArrays, ImageSet, iterate_batches
+from rlprune.deploy import PrunedModel
+from rlprune.errors import ArtifactError
+from rlprune.export.make import Pixels, Shipped, ship
+from rlprune.export.select import Limits, choose
+from rlprune.mdp import StaticPlan
+from rlprune.results import load_rows
+from rlprune.training.evaluate import Measurement
+from rlprune.training.methods import with_dial
+from rlprune.training.restore import LearnedRun, load_run
+
+_CHECKED = 64
+_TOLERANCE = 1e-4
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        file: where.
+        file_bytes: its size.
+        storage_bytes: what the results store reports for the point.
+        test_accuracy: of the network with its weights as stored in the file.
+        row: the chosen row.
+    """
+
+    file: Path
+    file_bytes: int
+    storage_bytes: int
+    test_accuracy: float
+    row: pd.Series
+
+
+def export_run(run: Path, limits: Limits, file: Path, dtype: str, say: Say) -> Exported:
+    """Exports the best measured point that keeps the limits.
+
+    Args:
+        run: folder of a run, of a sweep, or of one of a sweep's trials.
+        limits: of the user.
+        file: to be written.
+        dtype: of the stored weights.
+        say: told what is going on.
+
+    Raises:
+        ArtifactError: no point keeps the limits, or the network cannot be shipped.
+        CheckpointError, ResultsError: see the messages.
+    """
+    rows, trials = _rows(run)
+    row = choose(rows, limits)
+    folder = _folder(trials, row)
+    say(f"Point: trial {row['trial']}, R_r = {row['tradeoff_rate']:g}. Loading {folder}.")
+    learned = load_run(folder)
+    shipped, measured = _shipped(learned, row, say)
+    size = shipped.write(file, dtype)
+    model = PrunedModel.load(file)
+    accuracy = measured.test.accuracy
+    if dtype == "float32":
+        _compare(model, learned, measured)
+    else:
+        say(f"Measuring the test accuracy with {dtype} weights.")
+        accuracy = accuracy_of(model, learned.images, learned.images.test)
+        size = shipped.noting(test_accuracy=accuracy).write(file, dtype)
+    return Exported(file, size, measured.test.storage_bytes, accuracy, row)
+
+
+def _rows(run: Path) -> tuple[pd.DataFrame, Path]:
+    """Rows of a run or sweep, and the folder above its trials; of a trial only its own."""
+    if (run / "results").exists():
+        return load_rows(run), run
+    if (run.parent / "results").exists():
+        rows = load_rows(run.parent)
+        return rows[rows["trial"] == run.name], run.parent
+    raise ArtifactError(f"{run}: no results there. Give the folder of a run or of a sweep.")
+
+
+def _folder(run: Path, row: pd.Series) -> Path:
+    """Where the row's checkpoints lie: beside the results, or where they were written."""
+    for folder in (run / str(row["trial"]), run, Path(str(row["checkpoint_uri"]))):
+        if (folder / "checkpoints").exists() or any(folder.glob("checkpoint_*")):
+            return folder
+    raise ArtifactError(f"{run}: the checkpoints of trial {row['trial']} are not there.")
+
+
+def _shipped(learned: LearnedRun, row: pd.Series, say: Say) -> tuple[Shipped, Measurement]:
+    book, ratio = learned.setup.book, row["budget_s"]
+    point = book.point(float(row["tradeoff_rate"]), None if pd.isna(ratio) else float(ratio))
+    say("Measuring the point again.")
+    evaluator = learned.program.evaluator
+    measured = evaluator.measure(learned.network, learned.method, point)
+    if abs(measured.test.accuracy - float(row["test_accuracy"])) > 1e-9:
+        say(
+            f"Note: the run reports a test accuracy of {row['test_accuracy']:.4f}, here it is "
+            f"{measured.test.accuracy:.4f} (another machine or version rounds otherwise)."
+        )
+    budgets = with_dial(learned.method.book.episodes([point]), measured.dial)
+    assert learned.method.static is not None and learned.method.runtime is not None
+    plan = StaticPlan(learned.setup.rules, budgets, learned.method.static(None))
+    images, config = learned.images, learned.config
+    shipped = ship(
+        learned.network,
+        learned.setup.rules,
+        plan,
+        learned.runtime,
+        Pixels(images.mean, images.std, images.class_names),
+        (book.dense_macs, book.dense_bytes),
+        measured={
+            "test_accuracy": measured.test.accuracy,
+            "validation_accuracy": measured.validation.accuracy,
+            "test_loss": measured.test.loss,
+            "macs_mean": float(measured.test.macs.mean()),
+            "macs_max": float(measured.test.macs.max()),
+            "storage_bytes": measured.test.storage_bytes,
+            "test_images": len(images.test),
+        },
+        origin={
+            "rlprune": __version__,
+            "config_hash": str(row["config_hash"]),
+            "experiment": str(row["experiment"]),
+            "trial": str(row["trial"]),
+            "backbone": str(row["backbone"]),
+            "width": config.backbone.width,
+            "dataset": str(row["dataset"]),
+            "seed": config.seed,
+            "budgets": json.loads(str(row["configuration"]))["budgets"],
+        },
+    )
+    return shipped, measured
+
+
+def accuracy_of(model: PrunedModel, images: ImageSet, arrays: ImageArrays) -> float:
+    """Top-1 accuracy of a shipped model."""
+    right = 0
+    for pixels, labels in iterate_batches(arrays, 250, None, images.mean, images.std):
+        right += int((model(pixels, mode="masked").argmax(1) == labels).sum())
+    return right / len(arrays)
+
+
+@torch.no_grad()
+def _compare(model: PrunedModel, learned: LearnedRun, measured: Measurement) -> None:
+    """The file's answers on a few validation images against the measured network's.
+
+    Raises:
+        ArtifactError: they differ by more than rounding.
+    """
+    images = learned.images
+    some = images.validation.take(np.arange(min(_CHECKED, len(images.validation))))
+    pixels, _ = next(iter(iterate_batches(some, _CHECKED, None, images.mean, images.std)))
+    budgets = with_dial(learned.method.book.episodes([measured.point]), measured.dial)
+    learned.network.set_predictors(learned.method.predictors)
+    gate = learned.method.gate(
+        learned.network, budgets.select(torch.zeros(len(pixels), dtype=torch.int64))
+    )
+    expected = learned.network(pixels, gate)
+    found = model(pixels)
+    apart = (found - expected).abs().amax(1) / expected.abs().max().clamp(min=1.0)
+    # A channel at the very edge of being kept may fall to the other side by rounding.
+    if float((apart > _TOLERANCE).float().mean()) > 0.05:
+        raise ArtifactError(
+            f"the written model answers otherwise than the network that was measured (by up "
+            f"to {float(apart.max()):.2g}). Please report this; the file is not usable."
+        )
