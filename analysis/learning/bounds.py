@@ -159,42 +159,51 @@ def oracle(levels: list[Splits]) -> tuple[float, float]:
     return float(right.any(0).double().mean()), float(chosen.mean())
 
 
-def rows(config: TrialConfig, ratio: float, ratios: tuple[float, ...]) -> list[dict[str, object]]:
-    """One row per network and per chooser, for one seed."""
+def rows(config: TrialConfig, ratios: tuple[float, ...]) -> list[dict[str, object]]:
+    """One row per network, and per chooser and budget, for one seed."""
     dense, levels, dense_macs = networks(config, ratios)
-    budget = float(levels[ratios.index(ratio)][0].macs.mean())
     shared = {"name": config.name, "seed": config.seed, "data": config.data.name}
     table: list[dict[str, object]] = [
         {
             **shared,
-            "chooser": f"uniform {value}",
+            "chooser": "uniform",
+            "ratio": value,
             "test_accuracy": _accuracy(level[1]),
             "macs_ratio": float(level[1].macs.mean()) / dense_macs,
         }
         for value, level in zip(ratios, levels, strict=True)
     ]
     table.append(
-        {**shared, "chooser": "dense", "test_accuracy": _accuracy(dense[1]), "macs_ratio": 1.0}
+        {
+            **shared,
+            "chooser": "dense",
+            "ratio": 1.0,
+            "test_accuracy": _accuracy(dense[1]),
+            "macs_ratio": 1.0,
+        }
     )
     signals = {
         "known difficulty": (dense[0].confidence, dense[1].confidence),
         "free look": (levels[0][0].confidence, levels[0][1].confidence),
     }
-    for chooser, signal in signals.items():
-        accuracy = by_signal(signal, levels, budget)
-        table.append(
-            {
-                **shared,
-                "chooser": chooser,
-                "test_accuracy": accuracy,
-                "macs_ratio": budget / dense_macs,
-            }
-        )
+    for ratio, level in list(zip(ratios, levels, strict=True))[1:-1]:
+        budget = float(level[0].macs.mean())
+        for chooser, signal in signals.items():
+            table.append(
+                {
+                    **shared,
+                    "chooser": chooser,
+                    "ratio": ratio,
+                    "test_accuracy": by_signal(signal, levels, budget),
+                    "macs_ratio": budget / dense_macs,
+                }
+            )
     best, spent = oracle(levels)
     table.append(
         {
             **shared,
             "chooser": "oracle",
+            "ratio": None,
             "test_accuracy": best,
             "macs_ratio": spent / dense_macs,
         }
@@ -208,19 +217,20 @@ def main() -> None:
     parser.add_argument("config", help="preset or YAML file with budgets.compute_mean")
     parser.add_argument("--set", action="append", default=[], help="override: data.root=...")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--ratio", type=float, default=0.3, help="whose mean MACs are spent")
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
     arguments = parser.parse_args()
-    ratios = tuple(sorted({*arguments.ratios, arguments.ratio}))
+    ratios = tuple(sorted(arguments.ratios))
     file = Path(arguments.config)
     config = load_config(file if file.suffix else preset_path(file.name), arguments.set)
     found: list[dict[str, object]] = []
     for seed in arguments.seeds:
-        found += rows(dataclasses.replace(config, seed=seed), arguments.ratio, ratios)
-        file = RESULTS / f"bounds_{config.name}.parquet"
+        found += rows(dataclasses.replace(config, seed=seed), ratios)
+        file = RESULTS / f"bounds_{config.name}_{config.data.name}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(found).to_parquet(file, index=False)
-    table = pd.DataFrame(found).groupby("chooser")[["test_accuracy", "macs_ratio"]]
+    table = pd.DataFrame(found).groupby(["chooser", "ratio"], dropna=False)[
+        ["test_accuracy", "macs_ratio"]
+    ]
     print(table.agg(["mean", "sem", "count"]).to_string())
     print(f"Wrote {file}")
 

@@ -56,7 +56,7 @@ class Costs:
             self._before[column].append((row, value))
         # Costs of all layers from t on, alone and among each other: at their least (for the
         # cap), and per square of the ratio where all keep the same ratio (for the share).
-        self._least_after, self._linear_after, self._square_after = (
+        self.least_after, self.linear_after, self.square_after = (
             [self._tail(t, counts, linear, pairs) for t in range(layers + 1)]
             for counts, linear, pairs in (
                 (self.least, True, True),
@@ -128,7 +128,7 @@ class Costs:
             spent: MACs of the layers before it, and the constant.
             budget: MACs.
         """
-        after = self._least_after[layer + 1]
+        after = self.least_after[layer + 1]
         after += self._among(counts, layer, self.least, layer + 1)
         slope = self.each(counts, layer)
         for t in range(layer + 1, len(self.least)):
@@ -142,7 +142,7 @@ class Costs:
         self, counts: Sequence[int], layer: int, spent: float, budget: float
     ) -> float:
         """The ratio at which ``layer`` and all later layers together use up the budget."""
-        quadratic, linear = self._square_after[layer], self._linear_after[layer]
+        quadratic, linear = self.square_after[layer], self.linear_after[layer]
         linear += self._among(counts, layer, self.channels, layer)
         room = max(budget - spent, 0.0)
         root = math.sqrt(linear * linear + 4.0 * quadratic * room)
