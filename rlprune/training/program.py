@@ -203,7 +203,7 @@ class TrialProgram:
                 agent_trainer.train_agents(
                     (unit.index + 1) * self.config.training.updates_per_round
                 )
-                self._train_cnn(unit, self._finetune_gates(self._learned(agent_trainer), unit))
+                self._train_cnn(unit, self._finetune_gates(self._learned(agent_trainer)))
                 if self.config.evaluation.every_round:
                     self.validations = self._validate(agent_trainer)
             else:
@@ -324,24 +324,20 @@ class TrialProgram:
                 return methods.varied_ratio_gate(self.setup, self.network, count, rng)
 
             return varied
-        return self._finetune_gates(self._method(phase, None), None)
+        return self._finetune_gates(self._method(phase, None))
 
-    def _finetune_gates(self, method: Method, unit: Unit | None) -> GateFactory:
+    def _finetune_gates(self, method: Method) -> GateFactory:
         """Gates that follow a method, at budgets and R_r drawn for each batch.
 
-        The learned policy explores in the first half of the rounds: the agents of the next
-        round then find a network that still works around their present choice.
+        Policies play their means: a network that is fine-tuned under exploration noise has
+        trained for other widths than those at which it is measured.
         """
-        explores = unit is not None and 2 * (unit.index + 1) <= unit.count
         self.network.set_predictors(method.predictors)
 
         def make(count: int, rng: np.random.Generator) -> Gate:
             rates = self._rates(method.name)
             budgets = self.setup.sample_episodes(method.book, count, rng, True, rates)
-            generator = None
-            if explores:
-                generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-            return method.gate(self.network, budgets, generator)
+            return method.gate(self.network, budgets)
 
         return make
 
