@@ -110,7 +110,7 @@ def _shipped(learned: LearnedRun, row: pd.Series, say: Say) -> tuple[Shipped, Me
         )
     budgets = with_dial(learned.method.book.episodes([point]), measured.dial)
     assert learned.method.static is not None and learned.method.runtime is not None
-    plan = StaticPlan(learned.setup.rules, budgets, learned.method.static(None))
+    plan = StaticPlan(learned.setup.rules, budgets, learned.method.static())
     images, config = learned.images, learned.config
     shipped = ship(
         learned.network,

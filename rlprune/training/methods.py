@@ -36,7 +36,7 @@ from rlprune.pruning import (
 )
 from rlprune.training.setup import TrialSetup
 
-PolicyFactory = Callable[[torch.Generator | None], KeepRatioPolicy]
+PolicyFactory = Callable[[], KeepRatioPolicy]
 BudgetChange = Callable[[EpisodeBudgets], EpisodeBudgets]
 
 
@@ -52,8 +52,8 @@ class Method:
         name: as in the results.
         rules: of the decision process, with the method's own costs.
         book: tells the policy its budgets in terms of the method's own costs.
-        runtime, static: make the policies; given a generator they explore. None: the
-            method prunes nothing (dense).
+        runtime, static: make the policies, which do not explore. None: the method prunes
+            nothing (dense).
         static_scores: replaces the learned static importance.
         predictors: whether runtime importance predictors are used.
         told: the budgets that the policies are told and kept to, from those of the trial.
@@ -73,40 +73,31 @@ class Method:
         default_factory=dict, repr=False, compare=False
     )
 
-    def gate(
-        self,
-        network: GatedNetwork,
-        budgets: EpisodeBudgets,
-        generator: torch.Generator | None = None,
-    ) -> Gate:
+    def gate(self, network: GatedNetwork, budgets: EpisodeBudgets) -> Gate:
         """The gate of one forward pass over as many images as there are budgets."""
         if self.runtime is None or self.static is None:
             return Gate()
-        budgets = self.told(budgets)
-        if generator is None:
-            plan = self._known_plan(budgets)
-        else:
-            plan = StaticPlan(self.rules, budgets, self.static(generator))
-        return PruningGate(self.rules, network, plan, self.runtime(generator), self.static_scores)
+        plan = self._known_plan(self.told(budgets))
+        return PruningGate(self.rules, network, plan, self.runtime(), self.static_scores)
 
     def _known_plan(self, budgets: EpisodeBudgets) -> StaticPlan:
-        """Without exploration, static decisions follow from the budgets: made once each."""
+        """Static decisions follow from the budgets: made once each."""
         assert self.static is not None
         distinct, index = budgets.distinct()
         key = tuple(distinct.rows().flatten().tolist())
         if key not in self._plans:
-            self._plans[key] = StaticPlan(self.rules, distinct, self.static(None))
+            self._plans[key] = StaticPlan(self.rules, distinct, self.static())
         return self._plans[key].select(index, budgets)
 
 
 def learned(setup: TrialSetup, runtime: RuntimeAgent, static: StaticAgent) -> Method:
-    """The two agents; without a generator they play their means."""
+    """The two agents, playing their means."""
     return Method(
         "learned",
         setup.rules,
         setup.book,
-        lambda generator: AgentPolicy(runtime, generator),
-        lambda generator: AgentPolicy(static, generator),
+        lambda: AgentPolicy(runtime),
+        lambda: AgentPolicy(static),
     )
 
 
@@ -130,7 +121,7 @@ def dense(setup: TrialSetup) -> Method:
 def uniform(setup: TrialSetup) -> Method:
     """The same keep ratio in every layer, the largest that the budgets allow."""
     rules, book = _own_rules(setup, _with_predictors(setup))
-    return Method("uniform", rules, book, lambda _: AnchoredRatios(), lambda _: AnchoredRatios())
+    return Method("uniform", rules, book, lambda: AnchoredRatios(), lambda: AnchoredRatios())
 
 
 def static_l1(
@@ -155,8 +146,8 @@ def static_l1(
         "static_l1",
         rules,
         book,
-        lambda _: AnchoredRatios(),
-        lambda _: AnchoredRatios(),
+        lambda: AnchoredRatios(),
+        lambda: AnchoredRatios(),
         static_scores=norms,
         predictors=False,
     )
@@ -169,8 +160,8 @@ def random_ratios(setup: TrialSetup, runtime_factors: Tensor, static_factors: Te
         "random",
         rules,
         book,
-        lambda _: AnchoredRatios(runtime_factors),
-        lambda _: AnchoredRatios(static_factors),
+        lambda: AnchoredRatios(runtime_factors),
+        lambda: AnchoredRatios(static_factors),
     )
 
 
