@@ -11,7 +11,7 @@ from rlprune.cli.clean import INTERRUPTED, clean_errors
 from rlprune.cli.pareto import pareto
 from rlprune.cli.report import report
 from rlprune.cli.results import app as results
-from rlprune.cli.ship import export, predict
+from rlprune.cli.ship import bench, convert, export, predict
 from rlprune.cli.sweep import status, sweep
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ app.command()(status)
 app.command()(pareto)
 app.command()(report)
 app.command()(export)
+app.command()(convert)
 app.command()(predict)
+app.command()(bench)
 app.add_typer(results, name="results")
 
 SetOption = Annotated[

@@ -1,14 +1,17 @@
-"""``rlprune export`` and ``rlprune predict``: a point as a file, and the file at work."""
+"""``rlprune export``, ``convert``, ``predict``, ``bench``: a point as a file, at work."""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlprune.cli.clean import clean_errors
+
+if TYPE_CHECKING:
+    from rlprune.deploy.bench import Timing
 
 
 class Dtype(str, Enum):
@@ -77,6 +80,118 @@ def _share(size: int, row: object) -> str:
     return f"{size / dense:.1%} of the dense network's {dense:,.0f}"
 
 
+def convert(
+    file: Annotated[Path, typer.Argument(help="A file made by rlprune export.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="model.onnx or model.pt2.")],
+    budget: Annotated[
+        float | None, typer.Option(help="Compute budget s in place of the file's own.")
+    ] = None,
+    multiple: Annotated[
+        int,
+        typer.Option(min=1, help="Fill channel counts up to a multiple (R_r = 0 only)."),
+    ] = 1,
+) -> None:
+    """Write a shipped model for other runtimes: ONNX, or torch's exported program.
+
+    Input "pixels": float32 in [0, 1], [B, C, H, W]; output "scores". At R_r = 0 this is a
+    plain small network. With a runtime agent all stored channels are computed and those
+    that an image prunes are multiplied by zero: equal answers, but no time is saved.
+
+    Examples:
+      rlprune convert digits.safetensors -o digits.onnx
+
+      rlprune convert small.safetensors --multiple 8 -o small.pt2
+    """
+    with clean_errors():
+        from rlprune.deploy import PrunedModel
+        from rlprune.errors import ArtifactError
+        from rlprune.export.interchange import to_onnx, to_program
+
+        if output.suffix not in (".onnx", ".pt2"):
+            raise ArtifactError(f"{output}: must end in .onnx or .pt2. Choose another -o.")
+        model = PrunedModel.load(file)
+        if output.suffix == ".onnx":
+            size = to_onnx(model, output, budget, multiple)
+        else:
+            import torch
+
+            torch.export.save(to_program(model, budget, multiple), output)
+            size = output.stat().st_size
+        typer.echo(f"{output}: {size:,} bytes ({file.stat().st_size:,} in {file}).")
+
+
+def bench(
+    file: Annotated[Path, typer.Argument(help="A file made by rlprune export.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Image files that decide what is computed; none: random pixels."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
+    repeats: Annotated[int, typer.Option(min=3, help="Interleaved repeats.")] = 40,
+) -> None:
+    """Time a shipped model beside the dense network and a static one of the same widths.
+
+    "static" is the practical limit: a plain network with the channels that are computed on
+    average. "masked" computes all that is stored and multiplies by zero.
+
+    Examples:
+      rlprune bench small.safetensors
+
+      rlprune bench small.safetensors *.png --batch 16 --threads 2
+    """
+    with clean_errors():
+        import torch
+        from rich.console import Console
+
+        from rlprune.deploy import PrunedModel
+        from rlprune.deploy.bench import compare
+        from rlprune.deploy.picture import read_picture
+
+        torch.set_num_threads(threads)
+        model = PrunedModel.load(file)
+        shape = model.spec.input_shape
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (batch, *shape), generator=generator, dtype=torch.uint8)
+        if images:
+            read = [read_picture(path, shape) for path in images]
+            pixels = torch.cat([read[index % len(read)] for index in range(batch)])
+        console = Console(stderr=True)
+        with console.status("Warming up.") as status:
+            timings = compare(
+                model,
+                model.normalize(pixels),
+                repeats,
+                report=lambda done, total: status.update(f"{done} of {total} repeats."),
+            )
+        _show_timings(timings, f"batch {batch}, {threads} thread{'s' * (threads > 1)}", file)
+
+
+def _show_timings(timings: list[Timing], setting: str, file: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    dense = next(timing for timing in timings if timing.name == "dense")
+    table = Table(
+        "network",
+        "ms per image (quartiles)",
+        "images / s",
+        "faster than dense",
+        "MACs / dense",
+        title=f"{file.name}: {file.stat().st_size:,} bytes, {setting}",
+    )
+    for timing in timings:
+        spread = f"{1e3 * timing.low:.3f}-{1e3 * timing.high:.3f}"
+        table.add_row(
+            timing.name,
+            f"{1e3 * timing.median:.3f} ({spread})",
+            f"{1.0 / timing.median:,.0f}",
+            f"{dense.median / timing.median:.2f}x",
+            f"{timing.macs / dense.macs:.3f}",
+        )
+    Console().print(table)
+
+
 def predict(
     file: Annotated[Path, typer.Argument(help="A file made by rlprune export.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -98,12 +213,16 @@ def predict(
 
         from rlprune.deploy import PrunedModel
         from rlprune.deploy.picture import read_picture
+        from rlprune.errors import ArtifactError
 
         model = PrunedModel.load(file)
         pixels = [read_picture(path, model.spec.input_shape) for path in images]
         table = Table("image", "class", "confidence", "MACs", "of dense", "channels kept")
         for path, picture in zip(images, pixels, strict=True):
-            told = model.explain(model.normalize(picture), budget)[0]
+            try:
+                told = model.explain(model.normalize(picture), budget)[0]
+            except ValueError as error:  # the budget: out of range, or not to be changed
+                raise ArtifactError(f"{file}: {error}. Leave it out or change it.") from None
             chance = told.scores.softmax(0)
             best = int(chance.argmax())
             kept = sum(map(len, told.kept)) / sum(told.channels)

@@ -34,6 +34,13 @@ _TYPES = {
     )
 }
 
+_DAMAGED = (
+    *(SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, RuntimeError),
+)
+"""What safetensors and torch raise over bytes that are no file of ours."""
+_SLACK = 1 << 20
+
 
 def write_artifact(path: str | Path, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> int:
     """Writes a model; returns the file's bytes. A file that is there is replaced at once.
@@ -83,7 +90,7 @@ def read_artifact(path: str | Path) -> tuple[ModelSpec, dict[str, Tensor]]:
         raise ArtifactError(f"{file}: there is no such file.") from None
     except ArtifactError as error:
         raise ArtifactError(f"{file}: {error}") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(
             f"{file}: no model of rlprune: {reason}. Export it again, or copy it again."
@@ -108,7 +115,8 @@ def _described(packed: Tensor | None, size: int) -> dict[str, Any]:
     if packed is not None and packed.dtype == torch.uint8 and packed.dim() == 1:
         unpacker = zlib.decompressobj()
         try:
-            text = unpacker.decompress(packed.numpy().tobytes(), 2 * size)  # whatever it claims
+            most = 2 * size + _SLACK  # whatever it claims
+            text = unpacker.decompress(packed.numpy().tobytes(), most)
             plain = json.loads(text) if unpacker.eof else None
         except (zlib.error, ValueError, RecursionError):
             plain = None
@@ -125,12 +133,14 @@ def _split(layout: Any, blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not isinstance(entry, list) or list(map(type, entry)) != [str, str, list]:
             raise ArtifactError("its layout is damaged. Export it again.")
         name, kind, shape = entry
-        sizes = all(type(n) is int and 0 <= n < 1 << 31 for n in shape)
+        sizes = len(shape) <= 4 and all(type(n) is int and 1 <= n < 1 << 31 for n in shape)
         count = math.prod(shape) if sizes else -1
         block = blocks.get(kind)
         right = block is not None and block.dim() == 1 and block.dtype == _TYPES.get(kind)
         if not right or count < 0 or block is None or used[kind] + count > len(block):
             raise ArtifactError(f"{name}: does not lie in the file. Export it again.")
+        if name in found:
+            raise ArtifactError(f"{name}: is described twice. Export it again.")
         found[name] = block[used[kind] : used[kind] + count].reshape(shape)
         used[kind] += count
     if any(used[kind] != len(block) for kind, block in blocks.items()):

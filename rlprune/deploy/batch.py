@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlprune.deploy.budget import Budget, Costs
-from rlprune.deploy.decide import CONTEXT
 from rlprune.deploy.spec import ModelSpec
 
 _MARGIN = 1e-4  # as in rlprune.deploy.budget

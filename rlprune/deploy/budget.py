@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,32 @@ def kept_count(ratio: float, channels: int) -> int:
 def share(rate: float, count: int) -> int:
     """floor(rate * count), robust against binary rounding."""
     return math.floor(rate * count + _MARGIN)
+
+
+class LayerCosts(NamedTuple):
+    """The sums of :class:`Costs` at one layer t, as products with the counts of layers before it.
+
+    Attributes:
+        each: MACs of one channel of t, by channel of each earlier layer, [t].
+        least_terms: MACs of all later layers at their least, likewise.
+        wide_terms: MACs of t and all later layers at full width, likewise.
+        linear: MACs of one channel of t that no earlier layer changes.
+        slope_after: MACs that one channel of t adds to later layers at their least.
+        least: fewest channels of t.
+        least_after: MACs of all later layers at their least, among each other.
+        linear_after, square_after: MACs of t and all later layers among each other, per
+            ratio and per square of the ratio that they have in common.
+    """
+
+    each: list[float]
+    least_terms: list[float]
+    wide_terms: list[float]
+    linear: float
+    slope_after: float
+    least: int
+    least_after: float
+    linear_after: float
+    square_after: float
 
 
 class Costs:
@@ -57,7 +84,7 @@ class Costs:
         # Costs of all layers from t on, alone and among each other: at their least (for the
         # cap), and per square of the ratio where all keep the same ratio (for the share).
         self.least_after, self.linear_after, self.square_after = (
-            [self._tail(t, counts, linear, pairs) for t in range(layers + 1)]
+            self._tails(counts, linear, pairs)
             for counts, linear, pairs in (
                 (self.least, True, True),
                 (channels, True, False),
@@ -73,13 +100,17 @@ class Costs:
         self._full = (spec.full_constant, full, pairwise)
         self._table = self._full_macs(counts)
 
-    def _tail(self, start: int, counts: Sequence[int], linear: bool, pairs: bool) -> float:
-        total = 0.0
-        for t in range(start, len(counts)):
-            total += self.spec.linear[t] * counts[t] * linear
-            for row, value in self._before[t] if pairs else ():
-                total += value * counts[row] * counts[t] * (row >= start)
-        return total
+    def _tails(self, counts: Sequence[int], linear: bool, pairs: bool) -> list[float]:
+        """Costs of the layers from t on, for t = 0 to T; from the end, each pair once."""
+        own = [
+            value * count * linear for value, count in zip(self.spec.linear, counts, strict=True)
+        ]
+        for row, column, value in self.spec.pairwise if pairs else ():
+            own[row] += value * counts[row] * counts[column]
+        tails = [0.0]
+        for cost in reversed(own):
+            tails.append(tails[-1] + cost)
+        return tails[::-1]
 
     def _full_macs(self, counts: Floats) -> Floats:
         constant, linear, pairwise = self._full
@@ -93,20 +124,47 @@ class Costs:
             total += self.each(counts, t) * count
         return total
 
-    def each(self, counts: Sequence[int], layer: int) -> float:
+    def each(self, counts: Sequence[float], layer: int) -> float:
         """MACs of each channel of a layer, given the counts of those before it."""
         each = self.spec.linear[layer]
         for row, value in self._before[layer]:
             each += value * counts[row]
         return each
 
-    def _among(self, counts: Sequence[int], layer: int, later: Sequence[int], start: int) -> float:
+    def _among(
+        self, counts: Sequence[float], layer: int, later: Sequence[int], start: int
+    ) -> float:
         """What decided layers (before ``layer``) and layers from ``start`` on cost together."""
         total = 0.0
         for t in range(start, len(later)):
             for row, value in self._before[t]:
                 if row < layer:
                     total += value * counts[row] * later[t]
+        return total
+
+    def at_layer(self, layer: int) -> LayerCosts:
+        """What the methods above add up at a layer, for those who do so elsewhere."""
+        alone = [[float(row == other) for other in range(layer)] for row in range(layer)]
+        slope = self.each([0] * layer, layer)
+        return LayerCosts(
+            each=[self.each(counts, layer) - slope for counts in alone],
+            least_terms=[self._among(counts, layer, self.least, layer + 1) for counts in alone],
+            wide_terms=[self._among(counts, layer, self.channels, layer) for counts in alone],
+            linear=slope,
+            slope_after=self._slope_after(layer),
+            least=self.least[layer],
+            least_after=self.least_after[layer + 1],
+            linear_after=self.linear_after[layer],
+            square_after=self.square_after[layer],
+        )
+
+    def _slope_after(self, layer: int) -> float:
+        """MACs that each channel of a layer adds to the later layers at their least."""
+        total = 0.0
+        for t in range(layer + 1, len(self.least)):
+            for row, value in self._before[t]:
+                if row == layer:
+                    total += value * self.least[t]
         return total
 
     def macs_at(self, number: float) -> float:
@@ -130,11 +188,7 @@ class Costs:
         """
         after = self.least_after[layer + 1]
         after += self._among(counts, layer, self.least, layer + 1)
-        slope = self.each(counts, layer)
-        for t in range(layer + 1, len(self.least)):
-            for row, value in self._before[t]:
-                if row == layer:
-                    slope += value * self.least[t]
+        slope = self.each(counts, layer) + self._slope_after(layer)
         room = math.floor((budget - spent - after) / max(slope, 1e-9) + 1e-9)
         return max(room, self.least[layer])
 

@@ -39,7 +39,9 @@ class AgentWeights:
         # One product for the recurrence: [h, 2h] times (encoded, state).
         self._recurrence = np.hstack([shared["input"], shared["hidden"]])
         self._bias = shared["bias"]
-        self._mean, self._offset = shared["mean"][:-1], float(shared["mean"][-1])
+        self._mean, self.offset = shared["mean"][:-1], float(shared["mean"][-1])
+        #: [2h + 2, h]: the recurrence by its inputs, its bias, the head's weights.
+        self.table: Single = np.vstack([self._recurrence.T, self._bias[None], self._mean[None]])
 
     def step(
         self,
@@ -60,7 +62,7 @@ class AgentWeights:
         encoded = np.maximum(seen @ weight, 0.0)
         both = np.concatenate((encoded, state))
         state = np.tanh(self._recurrence @ both + self._bias)
-        return float(self._mean @ state) + self._offset, state
+        return float(self._mean @ state) + self.offset, state
 
 
 def _standardise(features: Single, out: Single, count: int) -> None:
@@ -151,6 +153,9 @@ class Decisions:
             assert agent is not None
             change, self._state = agent.step(layer, context, pooled, importance, self._state)
             ratio = change + base
+            if math.isnan(ratio):
+                name = self.rules.spec.layers[layer].name
+                raise ValueError(f"{name}: its input holds numbers that are not finite")
         ratio = min(max(ratio, self.rules.spec.budget.alpha), 1.0)
         self._previous = ratio
         if self._capped:
@@ -183,6 +188,10 @@ class Rules:
             against = np.zeros(layer.stored, dtype=bool)
             against[order[: layer.static_votes]] = True
             self._against.append(against)
+
+    def votes(self, layer: int) -> Positions:
+        """[2, S]: channels by static importance, least first; 1 for those voted against."""
+        return np.vstack([self._static[layer], self._against[layer]]).astype(np.int64)
 
     def positions(self, layer: int, importance: Single, wanted: int) -> Positions:
         """Stored channels that the trade-off keeps, ascending (``pruning.masks.tradeoff_keep``).

@@ -5,6 +5,7 @@ Legend: B images, K classes, T prunable layers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlprune.deploy import fast
 from rlprune.deploy.artifact import read_artifact
 from rlprune.deploy.budget import Budget, call_budget
 from rlprune.deploy.decide import CONTEXT, AgentWeights, Decisions, Rules
-from rlprune.deploy.layer import GatedLayer, checked, stored_places
+from rlprune.deploy.layer import GatedLayer, checked, in_rows, stored_places
 from rlprune.deploy.numbers import restored
 from rlprune.deploy.program import GATHERED, MASKED, Program
 from rlprune.deploy.spec import ModelSpec
 from rlprune.errors import ArtifactError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,18 @@ class PrunedModel:
 
     Attributes:
         spec: everything about the model but its numbers.
+        numbers: weights as they are computed with, by name; float32.
         last: decisions of the last call, one per image.
     """
 
-    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, spec: ModelSpec, tensors: Mapping[str, Tensor], accelerate: bool | None = None
+    ) -> None:
         self.spec = spec
-        numbers = restored(spec, tensors)
+        self.numbers = numbers = {
+            name: in_rows(value) if name.endswith(".filter") and value.dim() == 4 else value
+            for name, value in restored(spec, tensors).items()
+        }
         stored = [layer.stored for layer in spec.layers]
         self.layers = [
             GatedLayer(index, layer, stored, numbers) for index, layer in enumerate(spec.layers)
@@ -78,17 +88,30 @@ class PrunedModel:
             stored_places(layer, index, numbers) for index, layer in enumerate(spec.layers)
         ]
         self.last: list[Decisions] = []
+        self._decisions: type[Decisions] | None = Decisions
+        if accelerate is not False and spec.policy.kind != "none":
+            self._decisions = self._accelerated() if accelerate else None
 
     @classmethod
-    def load(cls, path: str | Path) -> PrunedModel:
+    def load(cls, path: str | Path, accelerate: bool | None = None) -> PrunedModel:
         """Reads a file made by ``rlprune export``.
 
+        Args:
+            path: of the file.
+            accelerate: whether numba compiles what happens between the convolutions of an
+                image; the same decisions either way. None: if it is installed. It is loaded
+                by the first call, which takes seconds when it is the first ever; True loads
+                it at once.
+
         Raises:
-            ArtifactError: missing, foreign, damaged, edited, or of a later version.
+            ArtifactError: missing, foreign, damaged, edited, or of a later version; or numba
+                is asked for and cannot be loaded.
         """
+        if accelerate:
+            fast.load_kernels()
         spec, tensors = read_artifact(path)
         try:
-            return cls(spec, tensors)
+            return cls(spec, tensors, accelerate)
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}") from None
         except (TypeError, ValueError, KeyError, IndexError, RuntimeError, OverflowError) as error:
@@ -103,9 +126,10 @@ class PrunedModel:
     def normalize(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
         """uint8 pixels [B, C, H, W] -> what the network expects, float32."""
         pixels = torch.as_tensor(images)
-        if pixels.dtype != torch.uint8 or pixels.dim() != 4:
+        shape = self.spec.input_shape
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or tuple(pixels.shape[1:]) != shape:
             raise ValueError(
-                f"images must be uint8 of shape [B, C, H, W] (got {pixels.dtype} "
+                f"images must be uint8 of shape {('B', *shape)} (got {pixels.dtype} "
                 f"{tuple(pixels.shape)})"
             )
         mean = torch.tensor(self.spec.mean)[:, None, None]
@@ -138,14 +162,15 @@ class PrunedModel:
             mode = GATHERED if policy else MASKED
         if mode not in (GATHERED, MASKED):
             raise ValueError(f"mode must be {GATHERED!r} or {MASKED!r} (got {mode!r})")
-        self.last = [Decisions(self._rules, told) for _ in range(len(x))]
+        kind = Decisions if mode == MASKED else self._gathering()
+        self.last = [kind(self._rules, told) for _ in range(len(x))]
         if mode == MASKED:
             return self._program.run(x, self.last, MASKED)
         rows = [
             self._program.run(x[row : row + 1], [image], GATHERED)
             for row, image in enumerate(self.last)
         ]
-        return torch.cat(rows)
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def macs(self) -> NDArray[np.float64]:
         """Multiply-accumulates of each image of the last call, [B]; all included."""
@@ -158,6 +183,20 @@ class PrunedModel:
             self._explanation(scores[row], image, float(total[row]))
             for row, image in enumerate(self.last)
         ]
+
+    def _gathering(self) -> type[Decisions]:
+        """Who decides for single images; the first call finds out whether numba is there."""
+        if self._decisions is None:
+            try:
+                self._decisions = self._accelerated() if fast.available() else Decisions
+            except ArtifactError as error:
+                _log.warning("not accelerated: %s", error)
+                self._decisions = Decisions
+        return self._decisions
+
+    def _accelerated(self) -> type[Decisions]:
+        fast.accelerate(self.layers, self._rules)
+        return fast.FastDecisions
 
     def _explanation(self, scores: Tensor, image: Decisions, macs: float) -> Explanation:
         kept, spent = [], []

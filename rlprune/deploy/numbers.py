@@ -16,6 +16,7 @@ from rlprune.errors import ArtifactError
 
 _HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _SCALE = ".scale"
+_PLACES = ".index"  # whole numbers; all others are real
 
 
 def _is_matrix(name: str, tensor: Tensor) -> bool:
@@ -48,7 +49,7 @@ def restored(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     """The numbers as they are computed with: float32, and int32 for positions.
 
     Raises:
-        ArtifactError: an 8-bit tensor without its scales.
+        ArtifactError: an 8-bit tensor without its scales, another type, or no finite number.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -58,10 +59,10 @@ def restored(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
                 raise ArtifactError(f"{name}{_SCALE}: missing or damaged. Export it again.")
             rows = tensor.float().flatten(1) * scale.float().unsqueeze(1)
             found[name] = rows.reshape(tensor.shape)
-        elif tensor.is_floating_point():
-            found[name] = tensor.float()
+        elif tensor.is_floating_point() != name.endswith(_PLACES):
+            found[name] = tensor.float() if tensor.is_floating_point() else tensor
         else:
-            found[name] = tensor
+            raise ArtifactError(f"{name}: {tensor.dtype} is no type for it. Export it again.")
     for name, tensor in found.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(f"{name}: holds numbers that are not finite. Export it again.")

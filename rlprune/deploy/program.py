@@ -21,9 +21,10 @@ from torch import Tensor
 from rlprune.deploy.decide import Decisions, Positions
 from rlprune.deploy.layer import GatedLayer, Geometry, column_positions, stored_places
 from rlprune.deploy.operations import OPERATIONS
-from rlprune.deploy.spec import ModelSpec, Node, Run
+from rlprune.deploy.spec import MOST, ModelSpec, Node, Run
 from rlprune.errors import ArtifactError
 
+_FAILURES = (RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError)
 MASKED, GATHERED = "masked", "gathered"
 """Ways to run: all stored channels with zeros in place; computed channels alone."""
 
@@ -65,20 +66,45 @@ class Program:
         self.spec = spec
         self.tensors = tensors
         self.layers = layers
+        kinds = [node.kind for node in spec.program]
+        if kinds[:1] != ["input"] or kinds[-1] != "output":
+            raise ArtifactError("program: must go from input to output. Export the model again.")
+        called = [node.target for node in spec.program if node.kind == "gated"]
+        if called != list(range(len(layers))):
+            raise ArtifactError("program: must call each layer once, in order. Export it again.")
+        self._reads = [_references([node.args, node.kwargs]) for node in spec.program]
         self._steps = [self._step(node, at) for at, node in enumerate(spec.program)]
-        if not spec.program or spec.program[-1].kind != "output":
-            raise ArtifactError("program: must end with its output. Export the model again.")
+        last = {value: at for at, values in enumerate(self._reads) for value in values}
+        self._done = [[value for value in last if last[value] == at] for at in range(len(kinds))]
 
     def run(self, images: Tensor, decisions: Sequence[Decisions], mode: str) -> Tensor:
-        """Scores [B, K] of normalised images [B, C, H, W]."""
+        """Scores [B, K] of normalised images [B, C, H, W].
+
+        Raises:
+            ArtifactError: a call fails, which happens only in a file that was edited.
+            ValueError: the images hold numbers that are not finite.
+        """
         now = Pass(decisions, mode, [])
         now.values.append(images)
-        for step in self._steps[1:]:
-            now.values.append(step(now))
-        result = now.values[-1]
-        if not isinstance(result, Tensor):
-            raise ArtifactError("program: its output is no tensor. Export the model again.")
+        try:
+            for at, step in enumerate(self._steps[1:], start=1):
+                now.values.append(step(now))
+                for value in self._done[at]:
+                    now.values[value] = None  # memory that is still in the cache is used again
+        except _FAILURES as error:
+            raise self._failed(len(now.values), error) from error
+        result, expected = now.values[-1], (len(images), len(self.spec.classes))
+        if not isinstance(result, Tensor) or tuple(result.shape) != expected:
+            raise ArtifactError(f"program: its output has not the shape {expected}. Export again.")
         return result
+
+    def _failed(self, at: int, error: Exception) -> ArtifactError:
+        node = self.spec.program[at]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return ArtifactError(
+            f"program: call {at} ({node.kind} {node.target}) fails: {reason}. The file "
+            "was edited, or there are too many images for the memory. Export it again."
+        )
 
     # --- one closure per node ---------------------------------------------------------
 
@@ -99,7 +125,7 @@ class Program:
             return lambda now: now.values[0]
         if not node.args:
             raise ArtifactError(f"program: {node.kind} without a value. Export it again.")
-        for reference in _references([node.args, node.kwargs]):
+        for reference in self._reads[at]:
             if not 0 <= reference < at:
                 raise ArtifactError(
                     f"program: call {at} reads value {reference}, which is not there yet. "
@@ -121,8 +147,10 @@ class Program:
         return run
 
     def _follower(self, node: Node) -> Callable[[Pass], Tensor]:
-        weight, bias = self._pair(node)
         geometry, producer, x = _geometry(node), _layer_of(node, self.spec), _value(node.args[0])
+        weight, bias = self._pair(node, 4, 1)
+        if len(weight) != self.spec.layers[producer].stored:
+            raise _misshapen(node, weight)
 
         def run(now: Pass) -> Tensor:
             kept = now.kept(producer)
@@ -135,9 +163,9 @@ class Program:
         return run
 
     def _convolution(self, node: Node) -> Callable[[Pass], Tensor]:
-        weight, bias = self._pair(node)
         geometry, x = _geometry(node), _value(node.args[0])
         groups, runs = int(node.kwargs["groups"]), _runs(node, self.spec)
+        weight, bias = self._pair(node, 4, sum(run.channels for run in runs) // max(groups, 1))
 
         def run(now: Pass) -> Tensor:
             columns = column_positions(runs, now.kept)
@@ -147,20 +175,21 @@ class Program:
         return run
 
     def _linear(self, node: Node) -> Callable[[Pass], Tensor]:
-        weight, bias = self._pair(node)
         x, runs, each = _value(node.args[0]), _runs(node, self.spec), int(node.kwargs["each"])
+        weight, bias = self._pair(node, 2, sum(run.channels for run in runs) * each)
 
         def run(now: Pass) -> Tensor:
             columns = column_positions(runs, now.kept)
             if columns is None:
                 return F.linear(x(now), weight, bias)
-            spread = (columns[:, None] * each + np.arange(each)).ravel()
-            return F.linear(x(now), weight[:, torch.from_numpy(spread)], bias)
+            if each > 1:
+                columns = (columns[:, None] * each + np.arange(each)).ravel()
+            return F.linear(x(now), weight.index_select(1, torch.from_numpy(columns)), bias)
 
         return run
 
     def _affine(self, node: Node) -> Callable[[Pass], Tensor]:
-        scale, shift = self._pair(node)
+        scale, shift = self._pair(node, 1)
         x = _value(node.args[0])
         return lambda now: torch.addcmul(shift[:, None, None], x(now), scale[:, None, None])
 
@@ -178,10 +207,11 @@ class Program:
                 parts.append(start + (place if kept is None else place[kept]))
             value: Tensor = x(now)
             where = (np.concatenate(parts)[:, None] * each + np.arange(each)).ravel()
-            full = value.new_zeros(len(value), total * each, *value.shape[2:])
-            if value.dim() == 4:
-                full = full.contiguous(memory_format=torch.channels_last)
-            return full.index_copy_(1, torch.from_numpy(where), value)
+            rows = value.movedim(1, -1)  # channels last: as convolutions leave them
+            full = value.new_zeros(*rows.shape[:-1], total * each)
+            flat = full.view(-1, total * each)
+            flat.index_copy_(1, torch.from_numpy(where), rows.reshape(-1, rows.shape[-1]))
+            return full.movedim(-1, 1)
 
         return run
 
@@ -201,6 +231,8 @@ class Program:
                 "a later version of rlprune: update it."
             )
         args = [_value(value) for value in node.args]
+        if self._relu_in_place(node):
+            return lambda now: torch.relu_(args[0](now))
         kwargs = {name: _value(value) for name, value in node.kwargs.items()}
 
         def run(now: Pass) -> Any:
@@ -208,11 +240,28 @@ class Program:
 
         return run
 
-    def _pair(self, node: Node) -> tuple[Tensor, Tensor]:
+    def _relu_in_place(self, node: Node) -> bool:
+        """Whether a call is a ReLU of a new tensor that nobody else reads."""
+        plain = len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
+        read = _references(node.args)
+        if node.target != "relu" or not plain or len(read) != 1:
+            return False
+        if sum(reads.count(read[0]) for reads in self._reads) != 1:
+            return False
+        producer = self.spec.program[read[0]]
+        new = producer.kind in ("gated", "follower", "conv", "affine")
+        return new or (producer.kind, producer.target) == ("call", "add")
+
+    def _pair(self, node: Node, dims: int, width: int | None = None) -> tuple[Tensor, Tensor]:
+        """Weight of so many dimensions, [O, ``width``, ...], and bias [O]."""
         try:
-            return self.tensors[f"{node.target}.weight"], self.tensors[f"{node.target}.bias"]
+            weight, bias = (self.tensors[f"{node.target}.{name}"] for name in ("weight", "bias"))
         except KeyError as error:
             raise ArtifactError(f"{error.args[0]}: missing. Export the model again.") from None
+        right = weight.dim() == dims and tuple(bias.shape) == (len(weight),)
+        if not right or (width is not None and weight.shape[1] != width):
+            raise _misshapen(node, weight)
+        return weight, bias
 
 
 def masks(decisions: Sequence[Decisions], layer: int, stored: int) -> Tensor:
@@ -263,6 +312,13 @@ def _slice(ends: Any) -> slice:
     return slice(*ends)
 
 
+def _misshapen(node: Node, weight: Tensor) -> ArtifactError:
+    return ArtifactError(
+        f"{node.target}.weight: the shape {tuple(weight.shape)} does not fit the program. "
+        "The file is damaged or was edited; export it again."
+    )
+
+
 def _geometry(node: Node) -> Geometry:
     try:
         pairs = (node.kwargs[name] for name in Geometry._fields)
@@ -285,11 +341,13 @@ def _runs(node: Node, spec: ModelSpec) -> tuple[Run, ...]:
     for pair in given if isinstance(given, list) else []:
         layer, channels = pair if isinstance(pair, list) and len(pair) == 2 else (-1, 0)
         known = layer is None or (isinstance(layer, int) and 0 <= layer < len(spec.layers))
-        if not known or not isinstance(channels, int) or channels < 1:
+        if not known or not isinstance(channels, int) or not 1 <= channels <= MOST:
             raise ArtifactError("program: damaged channel runs. Export the model again.")
         runs.append(Run(layer, channels))
-    if not runs:
-        raise ArtifactError("program: channel runs are missing. Export the model again.")
+    each = node.kwargs.get("each", 1)
+    total = sum(run.channels for run in runs)
+    if not isinstance(each, int) or each < 1 or not 1 <= total * each <= MOST:
+        raise ArtifactError("program: damaged channel runs. Export the model again.")
     return tuple(
         run
         if node.kind == "expand" or run.layer is None

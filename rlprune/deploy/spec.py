@@ -8,7 +8,6 @@ Legend: T prunable layers, C channels of a layer before and S after deletion.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -18,8 +17,11 @@ from rlprune.errors import ArtifactError
 SCHEMA = 1
 """Version of the file format; a file of a later version is refused."""
 
-_MOST = 1 << 20
+MOST = 1 << 20
 """No count in a file may be larger: sizes are checked before memory is taken."""
+_MOST_LAYERS = 1 << 10
+_LARGEST = 2.0**53
+"""No amount may be larger: up to here float64 holds every whole number."""
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,9 @@ class ModelSpec:
             ArtifactError: names the first field that is wrong.
         """
         given = _mapping(plain, "model", {field.name for field in fields(cls)})
-        layers = tuple(
-            _layer(values, index) for index, values in enumerate(_list(given["layers"], "layers"))
-        )
+        listed = _list(given["layers"], "layers")
+        _require(len(listed) <= _MOST_LAYERS, "layers", f"at most {_MOST_LAYERS} layers")
+        layers = tuple(_layer(values, index) for index, values in enumerate(listed))
         spec = cls(
             input_shape=_counts(given["input_shape"], "input_shape", 3),
             mean=_numbers(given["mean"], "mean"),
@@ -217,7 +219,7 @@ class ModelSpec:
             origin=_mapping(given["origin"], "origin"),
         )
         _require(len(spec.mean) == len(spec.std) == spec.input_shape[0], "mean", "one per channel")
-        _require(all(value > 0 for value in spec.std), "std", "positive")
+        _require(all(value >= 1e-6 for value in spec.std), "std", "positive")
         return spec
 
 
@@ -243,7 +245,7 @@ def _mapping(value: Any, field: str, names: set[str] | None = None) -> dict[str,
 
 
 def _list(value: Any, field: str, length: int | None = None) -> list[Any]:
-    _require(isinstance(value, list) and len(value) <= _MOST, field, "a list")
+    _require(isinstance(value, list) and len(value) <= MOST, field, "a list")
     _require(length is None or len(value) == length, field, f"a list of {length}")
     checked: list[Any] = value
     return checked
@@ -261,8 +263,14 @@ def _one_of(value: Any, field: str, allowed: Sequence[str]) -> str:
 
 def _number(value: Any, field: str) -> float:
     plain = isinstance(value, int | float) and not isinstance(value, bool)
-    _require(plain and math.isfinite(value), field, "a finite number")
+    _require(plain and abs(value) <= _LARGEST, field, "a finite number")  # neither NaN nor inf
     return float(value)
+
+
+def _between(value: Any, field: str, least: float, most: float) -> float:
+    number = _number(value, field)
+    _require(least <= number <= most, field, f"from {least:g} to {most:g}")
+    return number
 
 
 def _numbers(value: Any, field: str, length: int | None = None) -> tuple[float, ...]:
@@ -271,7 +279,7 @@ def _numbers(value: Any, field: str, length: int | None = None) -> tuple[float, 
 
 def _count(value: Any, field: str, least: int = 0) -> int:
     plain = isinstance(value, int) and not isinstance(value, bool)
-    _require(plain and least <= value <= _MOST, field, f"a whole number from {least} to {_MOST}")
+    _require(plain and least <= value <= MOST, field, f"a whole number from {least} to {MOST}")
     return int(value)
 
 
@@ -343,6 +351,8 @@ def _costs(value: Any, layers: int) -> CostSpec:
         row, column = _count(row, "costs.pairwise"), _count(column, "costs.pairwise")
         _require(row < column < layers, "costs.pairwise", "pairs of layers in order")
         pairs.append((row, column, _number(amount, "costs.pairwise")))
+    unique = len({pair[:2] for pair in pairs}) == len(pairs)
+    _require(unique, "costs.pairwise", "one number for each pair")
     return CostSpec(
         constant=_number(given["constant"], "costs.constant"),
         linear=_numbers(given["linear"], "costs.linear", layers),
@@ -366,15 +376,17 @@ def _policy(value: Any) -> PolicySpec:
 
 def _budget(value: Any) -> BudgetSpec:
     given = _mapping(value, "budget", {field.name for field in fields(BudgetSpec)})
+    alpha = _between(given["alpha"], "budget.alpha", 1e-9, 1.0)
+    # The dial of a mean budget is found by bisection from 0 to 2.
+    ranges = {"tradeoff_rate": (0.0, 1.0), "compute_dial": (0.0, 2.0)}
+    ranges |= {"storage_dial": (alpha, 1.0), "cap_dial": (alpha, 1.0)}
     numbers = {
-        name: _number(given[name], f"budget.{name}")
-        for name in ("tradeoff_rate", "alpha", "compute_dial", "storage_dial", "cap_dial")
+        name: _between(given[name], f"budget.{name}", *ends) for name, ends in ranges.items()
     }
-    _require(0.0 <= numbers["tradeoff_rate"] <= 1.0, "budget.tradeoff_rate", "from 0 to 1")
-    _require(0.0 < numbers["alpha"] <= 1.0, "budget.alpha", "above 0, at most 1")
     return BudgetSpec(
         tradeoff=_one_of(given["tradeoff"], "budget.tradeoff", ("permanent", "paper")),
         compute_max=_optional(given["compute_max"], "budget.compute_max"),
         compute_mean=_optional(given["compute_mean"], "budget.compute_mean"),
+        alpha=alpha,
         **numbers,
     )

@@ -17,44 +17,24 @@ from torch.nn import functional as F
 
 from rlprune.backbones.flow import Flow, derive_flow, tensor_shape, whole
 from rlprune.backbones.graph import ChannelSource
-from rlprune.deploy.operations import name_of
 from rlprune.deploy.spec import Node
-from rlprune.errors import ArtifactError
+from rlprune.export.calls import (
+    module_call,
+    operation_of,
+    plain_arguments,
+    unknown,
+    without_inplace,
+    writes,
+)
 from rlprune.pruning import GatedConv, GatedNetwork
 from rlprune.pruning.gated import FollowerConv
 
-_ATTRIBUTES: Mapping[type[nn.Module], tuple[str, tuple[str, ...]]] = {
-    nn.ReLU: ("relu", ()),
-    nn.ReLU6: ("relu6", ()),
-    nn.LeakyReLU: ("leaky_relu", ("negative_slope",)),
-    nn.GELU: ("gelu", ("approximate",)),
-    nn.SiLU: ("silu", ()),
-    nn.Mish: ("mish", ()),
-    nn.Hardswish: ("hardswish", ()),
-    nn.Hardsigmoid: ("hardsigmoid", ()),
-    nn.Hardtanh: ("hardtanh", ("min_val", "max_val")),
-    nn.Tanh: ("tanh", ()),
-    nn.Sigmoid: ("sigmoid", ()),
-    nn.ELU: ("elu", ("alpha",)),
-    nn.CELU: ("celu", ("alpha",)),
-    nn.SELU: ("selu", ()),
-    nn.MaxPool2d: ("max_pool2d", ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
-    nn.AvgPool2d: (
-        "avg_pool2d",
-        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    ),
-    nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", ("output_size",)),
-    nn.AdaptiveMaxPool2d: ("adaptive_max_pool2d", ("output_size",)),
-    nn.Flatten: ("flatten", ("start_dim", "end_dim")),
-    nn.Softmax: ("softmax", ("dim",)),
-    nn.LogSoftmax: ("log_softmax", ("dim",)),
-}
-"""Modules without parameters: the operation, and attributes that become its arguments."""
-_PAD_NAME = "pad"
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NOTHING_FUNCTIONS = (F.dropout, F.dropout2d)
 _NOTHING_METHODS = ("contiguous", "clone", "float", "detach")
 _RESHAPES = ("flatten", "reshape", "squeeze", "unsqueeze")
+_VIEWS = (*_RESHAPES, "per_channel", "permute", "transpose", "getitem")
+"""What may share its operand's memory."""
 
 
 class Captured:
@@ -99,6 +79,8 @@ class _Walk:
         self._flows: dict[fx.Node, Flow] = {}
         self._whole: dict[fx.Node, int] = {}
         self._folded: dict[fx.Node, fx.Node] = {}
+        self._memory: dict[fx.Node, fx.Node] = {}
+        self._order = {node: at for at, node in enumerate(self.body.graph.nodes)}
 
     def run(self) -> None:
         """Visits all nodes in execution order."""
@@ -111,7 +93,7 @@ class _Walk:
                 value = node.args[0]
                 self.nodes.append(Node("output", "", ({"r": self._expanded(value)},), {}))
             elif node.op == "get_attr":
-                raise _unknown(f"{node.target}, a tensor that forward reads by itself")
+                raise unknown(f"{node.target}, a tensor that forward reads by itself")
             else:
                 self._visit(node)
 
@@ -173,7 +155,7 @@ class _Walk:
         plain = value is None or isinstance(value, bool | int | str)
         if plain or (isinstance(value, float) and math.isfinite(value)):
             return value
-        raise _unknown(f"the argument {value!r}")
+        raise unknown(f"the argument {value!r}")
 
     # --- layers with numbers ----------------------------------------------------------
 
@@ -192,7 +174,7 @@ class _Walk:
         self._flows[node] = whole(_width(node))
         if isinstance(module, nn.BatchNorm2d):
             if not module.track_running_stats:
-                raise _unknown(f"{name}, a BatchNorm2d without running statistics")
+                raise unknown(f"{name}, a BatchNorm2d without running statistics")
             self._store(name, *_scale_and_shift(module))
             self._emit(node, "affine", name, [{"r": self._expanded(value)}], {})
             return
@@ -208,9 +190,9 @@ class _Walk:
             return
         assert isinstance(module, nn.Conv2d)
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
-            raise _unknown(f"{name}, a convolution with padding {module.padding!r}")
+            raise unknown(f"{name}, a convolution with padding {module.padding!r}")
         if module.groups > 1 and compact:
-            raise _unknown(f"{name}, a grouped convolution behind a pruned layer")
+            raise unknown(f"{name}, a grouped convolution behind a pruned layer")
         weight, bias = _folded(module, self._norm_behind(node))
         self._store(name, weight[:, input_columns(sources, self.stored, 1)] if compact else weight)
         self.tensors[f"{name}.bias"] = bias.clone()
@@ -241,6 +223,8 @@ class _Walk:
         flow = derive_flow(node, module, self._flows)
         if self._does_nothing(node, module):
             self._alias(node, node.args[0])  # type: ignore[arg-type]
+            if node.target != "clone":
+                self._memory[node] = self._home(node.args[0])
             return
         name, args, kwargs = self._called(node, module, flow)
         self._emit(node, "call", name, args, kwargs)
@@ -249,7 +233,10 @@ class _Walk:
             self._flows[node] = flow
         elif shape is not None:
             self._flows[node] = whole(_width(node))
-        self._after_writing(node, module)
+        if name in _VIEWS and node.args:
+            self._memory[node] = self._home(node.args[0])
+        if writes(node, module) and node.args[0] in self._at:
+            self._write(node, node.args[0])  # type: ignore[arg-type]
 
     @staticmethod
     def _does_nothing(node: fx.Node, module: nn.Module | None) -> bool:
@@ -261,19 +248,16 @@ class _Walk:
         self, node: fx.Node, module: nn.Module | None, flow: Flow | None
     ) -> tuple[str, list[Any], dict[str, Any]]:
         compact = flow is not None
-        first = [self._argument(node.args[0], compact)] if node.args else []
+        given, options = plain_arguments(node)
+        args = [self._argument(value, compact) for value in given]
+        first = args[:1]
         if module is not None:
-            name, values = _module_call(str(node.target), module)
-            args, kwargs = first, values
+            name, kwargs = module_call(str(node.target), module)
+            args = first
         else:
-            found = name_of(node.target)
-            if found is None:
-                raise _unknown(f"{getattr(node.target, '__name__', node.target)}")
-            name = found
-            args = [*first, *(self._argument(value, compact) for value in node.args[1:])]
-            given = {k: v for k, v in node.kwargs.items() if k != "inplace"}
-            kwargs = {k: self._argument(v, compact) for k, v in given.items()}
-            args = _without_inplace(name, args)
+            name = operation_of(node)
+            kwargs = {k: self._argument(v, compact) for k, v in options.items()}
+            args = without_inplace(name, args)
         if flow is not None and name in _RESHAPES:
             shape, before = tensor_shape(node), tensor_shape(node.all_input_nodes[0])
             assert shape is not None and before is not None
@@ -283,20 +267,27 @@ class _Walk:
             return "flatten", [first[0], 1], {}
         return name, args, kwargs
 
-    def _after_writing(self, node: fx.Node, module: nn.Module | None) -> None:
-        """An operation in place changes its operand for all who read it later."""
-        name = str(node.target if module is None else type(module).__name__)
-        name = str(getattr(node.target, "__name__", name)) if module is None else name
-        in_place = getattr(module, "inplace", False) is True or node.kwargs.get("inplace") is True
-        in_place |= name in ("iadd", "isub", "imul", "itruediv")
-        in_place |= name.endswith("_") and not name.startswith("_")
-        operand = node.args[0] if node.args else None
-        while in_place and isinstance(operand, fx.Node) and operand in self._at:
-            self._at[operand] = self._at[node]
-            self._whole.pop(operand, None)
-            if node in self._flows:
-                self._flows[operand] = self._flows[node]
-            break
+    def _home(self, value: Any) -> fx.Node:
+        """The first value in the same memory."""
+        home: fx.Node = self._memory.get(value, value)
+        return home
+
+    def _write(self, node: fx.Node, operand: fx.Node) -> None:
+        """An operation in place changes its operand for all who read it later.
+
+        Raises:
+            ArtifactError: other views of the same memory are read later.
+        """
+        home, now = self._home(operand), self._order[node]
+        for other in self._at:
+            shares = other not in (node, operand) and self._home(other) is home
+            if shares and any(self._order[reader] > now for reader in other.users):
+                raise unknown(f"{node.name}, which overwrites what {other.name} still shows")
+        self._memory[node] = home
+        self._at[operand] = self._at[node]
+        self._whole.pop(operand, None)
+        if node in self._flows:
+            self._flows[operand] = self._flows[node]
 
 
 def input_columns(sources: tuple[ChannelSource, ...], stored: list[Tensor], each: int) -> Tensor:
@@ -310,23 +301,6 @@ def input_columns(sources: tuple[ChannelSource, ...], stored: list[Tensor], each
     return (flat.unsqueeze(1) * each + torch.arange(each)).flatten()
 
 
-def _module_call(path: str, module: nn.Module) -> tuple[str, dict[str, Any]]:
-    if type(module) is nn.ZeroPad2d:
-        return _PAD_NAME, {"pad": list(module.padding)}
-    if type(module) not in _ATTRIBUTES:
-        raise _unknown(f"{path}, a {type(module).__name__}")
-    name, attributes = _ATTRIBUTES[type(module)]
-    values = {attribute: getattr(module, attribute) for attribute in attributes}
-    return name, {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def _without_inplace(name: str, args: list[Any]) -> list[Any]:
-    """Positional ``inplace`` of an activation, dropped: values are never overwritten."""
-    while len(args) > 1 and isinstance(args[-1], bool) and name not in ("max_pool2d", "avg_pool2d"):
-        args = args[:-1]
-    return args
-
-
 def _width(node: fx.Node) -> int:
     shape = tensor_shape(node) or ()
     return shape[1] if len(shape) > 1 else 1
@@ -334,7 +308,7 @@ def _width(node: fx.Node) -> int:
 
 def _geometry(conv: nn.Conv2d) -> dict[str, list[int]]:
     if isinstance(conv.padding, str):
-        raise _unknown(f"a convolution with padding {conv.padding!r}")
+        raise unknown(f"a convolution with padding {conv.padding!r}")
     return {
         "stride": list(conv.stride),
         "padding": list(conv.padding),
@@ -361,13 +335,6 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tenso
         return weight, bias
     scale, shift = _scale_and_shift(norm)
     return weight * scale[:, None, None, None], bias * scale + shift
-
-
-def _unknown(what: str) -> ArtifactError:
-    return ArtifactError(
-        f"the network uses {what}, which a shipped model does not know. Replace it by torch's "
-        "own layers and activations, or ship a network without it."
-    )
 
 
 def _without_unused(nodes: list[Node]) -> tuple[Node, ...]:
