@@ -72,6 +72,8 @@ def export(
             f"Test accuracy {done.test_accuracy:.4f} (as measured in training: "
             f"{row['test_accuracy']:.4f}), {macs:.3f} of the dense network's MACs per image."
         )
+        if done.note is not None:
+            typer.echo(done.note, err=True)
         typer.echo(f"Try it:  rlprune predict {done.file} IMAGE...")
 
 

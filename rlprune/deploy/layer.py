@@ -21,7 +21,7 @@ from rlprune.deploy.decide import Decisions, Positions, Single
 from rlprune.deploy.spec import LayerSpec, Run
 from rlprune.errors import ArtifactError
 
-_EPSILON = 1e-6  # of rlprune.pruning.predictor.unit_scale
+EPSILON = 1e-6  # of rlprune.pruning.predictor.unit_scale
 Kept = Callable[[int], Positions | None]
 
 
@@ -191,7 +191,7 @@ class GatedLayer:
     def _importance(self, pooled: Single) -> Single:
         """u_r [S] of one image."""
         power = float(pooled @ pooled) / self.spec.in_channels
-        seen = pooled * np.float32(1.0 / np.sqrt(power + _EPSILON))
+        seen = pooled * np.float32(1.0 / np.sqrt(power + EPSILON))
         numbers = self._single
         if "code" in numbers:
             seen = numbers["code"] @ seen
@@ -229,7 +229,7 @@ class GatedLayer:
             return y
         pooled = x.mean((2, 3))
         power = pooled.square().sum(1, keepdim=True) / self.spec.in_channels
-        seen = pooled * torch.rsqrt(power + _EPSILON)
+        seen = pooled * torch.rsqrt(power + EPSILON)
         if self.code is not None:
             seen = F.linear(seen, self.code)
         runtime = F.linear(seen, self.predictor, self.bias)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rlprune.deploy import PrunedModel
 from rlprune.deploy.batch import BatchAgent, BatchDecisions
 from rlprune.deploy.budget import Costs, call_budget
-from rlprune.deploy.layer import GatedLayer, Geometry
+from rlprune.deploy.layer import EPSILON, GatedLayer, Geometry
 from rlprune.deploy.operations import OPERATIONS
 from rlprune.deploy.spec import Node
 from rlprune.errors import ArtifactError
@@ -209,7 +209,7 @@ class PlainModel(nn.Module):
             return layer.geometry.convolve(x, numbers["filter"], numbers["beta"])
         pooled = x.mean((2, 3))
         power = pooled.square().sum(1, keepdim=True) / layer.spec.in_channels
-        seen = pooled * torch.rsqrt(power + 1e-6)
+        seen = pooled * torch.rsqrt(power + EPSILON)
         seen = F.linear(seen, numbers["code"]) if "code" in numbers else seen
         runtime = F.linear(seen, numbers["predictor"], numbers["bias"])
         static = numbers["static"]
