@@ -22,6 +22,7 @@ _RUNTIME, _STATIC = "#0b6fb8", "#e07b00"
 _GREEN, _PURPLE, _GREY = "#2a9d5c", "#8a5fb0", "#333333"
 _RATES = ("#0b6fb8", "#e07b00", "#2a9d5c", "#8a5fb0", "#333333")
 _KEEP, _SPREAD = "keep_ratio_", "keep_ratio_std_"
+_VALIDATION = "validation_accuracy_"
 _WIDTH, _ROW, _TITLES, _LABELS, _TOP, _BOTTOM = 12.4, 3.2, 0.5, 0.5, 0.45, 0.4  # inches
 _WINDOW, _SHORT = 10, 20
 _MOST_COLUMNS = 800  # of a map: more cannot be told apart
@@ -39,6 +40,7 @@ class _Line:
         label: in the legend.
         style: matplotlib line style.
         noisy: whether a moving mean is drawn, too.
+        sparse: whether most updates have no value: marks, joined by lines.
     """
 
     column: str
@@ -46,6 +48,7 @@ class _Line:
     label: str
     style: str = "-"
     noisy: bool = True
+    sparse: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def _history_panels(history: pd.DataFrame) -> list[_Panel]:
             right=[_Line("loss", _GREY, "loss", "--")],
             right_label="cross-entropy loss [nats]",
         ),
+        *_validation_panel(df),
         *_cost_panel(df),
         *_line_panel(
             df,
@@ -202,6 +206,18 @@ def _line_panel(
     if not left and not right:
         return []
     return [_Panel(title, lambda axis: _lines(axis, df, left, left_label, right, **more))]
+
+
+def _validation_panel(df: pd.DataFrame) -> list[_Panel]:
+    """The policy on the validation images, where it is measured after every round."""
+    columns = [name for name in map(str, df.columns) if name.startswith(_VALIDATION)]
+    rates = sorted((name.removeprefix(_VALIDATION) for name in columns), key=float, reverse=True)
+    lines = [
+        _Line(f"{_VALIDATION}{rate}", color, f"$R_r$ = {rate}", noisy=False, sparse=True)
+        for rate, color in zip(rates, _RATES, strict=False)
+    ]
+    title = "On the validation images, after every round"
+    return _line_panel(df, title, lines, "accuracy (fraction right)")
 
 
 def _map_panel(
@@ -306,13 +322,14 @@ def _draw_line(axis: Axes, df: pd.DataFrame, line: _Line) -> Any:
     if window > 1:
         axis.plot(updates, values.to_numpy(), color=line.color, alpha=0.25, linewidth=0.8)
     smooth = values.rolling(window, min_periods=1, center=True).mean().to_numpy()
+    drawn = np.isfinite(smooth) if line.sparse else slice(None)
     (bold,) = axis.plot(
-        updates,
-        smooth,
+        updates[drawn],
+        smooth[drawn],
         color=line.color,
         linestyle=line.style,
         linewidth=2,
-        marker="o" if len(df) < _SHORT else "",
+        marker="o" if line.sparse or len(df) < _SHORT else "",
         markersize=4,
         label=line.label,
     )

@@ -206,6 +206,7 @@ class TrialProgram:
                 self._train_cnn(unit, self._finetune_gates(self._learned(agent_trainer)))
                 if self.config.evaluation.every_round:
                     self.validations = self._validate(agent_trainer)
+                    self._record_validations()
             else:
                 self._enter(unit)
                 self._train_cnn(unit, self._gates(unit.phase))
@@ -447,6 +448,19 @@ class TrialProgram:
             found.append(Validation(rate, self.evaluator.validate(self.network, method, point)))
             self.network.load_state_dict(weights)
         return found
+
+    def _record_validations(self) -> None:
+        """A round's validation stands in the history of updates, beside its last one."""
+        record: dict[str, float] = {}
+        for rate, result in ((v.tradeoff_rate, v.result) for v in self.validations):
+            macs = float(result.macs.mean()) / self.setup.book.dense_macs
+            record[f"validation_accuracy_{rate:g}"] = result.accuracy
+            record[f"validation_loss_{rate:g}"] = result.loss
+            record[f"validation_macs_ratio_{rate:g}"] = macs
+        if self.history:  # no update was planned in this round, or in any
+            self.history[-1].update(record)
+        tagged = {f"validation/{name}": value for name, value in record.items()}
+        self.reporter.scalars(self.counters.rl_updates, tagged)
 
     # ------------------------------------------------------------------ state
 

@@ -20,6 +20,7 @@ from tests.report_rows import write_sweep
 EVERY_PANEL = [
     "Rewards",
     "Answers during rollouts",
+    "On the validation images, after every round",
     "Budgets used",
     "Do harder images get more compute?",
     "Channels computed, by layer",
@@ -48,6 +49,8 @@ def make_history(updates: int = 100, layers: int = 8) -> pd.DataFrame:
         "compute_used": 0.9 + 0.1 * done,
         "storage_used": 1 - 0.05 * done,
         "price": 1 + done,
+        "validation_accuracy_1": np.where(update % 25 == 0, 0.7 + 0.2 * done, np.nan),
+        "validation_accuracy_0.5": np.where(update % 25 == 0, 0.6 + 0.2 * done, np.nan),
     }
     for role in ("runtime", "static"):
         columns[f"{role}_vf_explained_var"] = 0.5 * done
