@@ -137,7 +137,7 @@ class TrialSetup:
         book: BudgetBook,
         count: int,
         rng: np.random.Generator,
-        one_rate: bool = False,
+        one_point: bool = False,
         rates: tuple[float, ...] | None = None,
     ) -> EpisodeBudgets:
         """Budgets of ``count`` training episodes.
@@ -146,14 +146,16 @@ class TrialSetup:
             book: whose dials the policy is told (a baseline has its own costs).
             count: B.
             rng: source of all randomness.
-            one_rate: draw one R_r for all of them (BatchNorm sees one kind of batch).
+            one_point: draw one R_r and one number of ``train_range`` for all of them: BatchNorm
+                then sees batches of the kind whose statistics are used at evaluation.
             rates: draw R_r from these instead of the configured ones.
         """
         rates = rates or self.config.evaluation.tradeoff_rates
         points = self._training_points(rates)
         ratios = len(points) // len(rates)
-        drawn = rng.integers(len(rates), size=1 if one_rate else count)
-        index = drawn * ratios + rng.integers(ratios, size=count)
+        draws = 1 if one_point else count
+        drawn = rng.integers(len(rates), size=draws)
+        index = np.broadcast_to(drawn * ratios + rng.integers(ratios, size=draws), count).copy()
         return book.table(points).select(torch.from_numpy(index))
 
     def _training_points(self, rates: tuple[float, ...]) -> tuple[Point, ...]:
