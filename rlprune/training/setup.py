@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rlprune.agents.networks import runtime_agent_size
 from rlprune.amounts import parse_budget
@@ -155,8 +156,22 @@ class TrialSetup:
         ratios = len(points) // len(rates)
         draws = 1 if one_point else count
         drawn = rng.integers(len(rates), size=draws)
-        index = np.broadcast_to(drawn * ratios + rng.integers(ratios, size=draws), count).copy()
+        if ratios > 1:
+            drawn = drawn * ratios + rng.choice(ratios, size=draws, p=self._weights())
+        index = np.broadcast_to(drawn, count).copy()
         return book.table(points).select(torch.from_numpy(index))
+
+    def _weights(self) -> NDArray[np.float64]:
+        """How often each number of ``train_range`` is drawn: as 1 / s^2.
+
+        Narrow networks are furthest from the pretrained one, and need most training.
+        Source: Yu and Huang 2019, "Universally Slimmable Networks", Sec. 3.2, train the
+        narrowest width in every step for the same reason.
+        """
+        span = self._range()
+        assert span is not None
+        weights = np.linspace(*span, _RATIOS_IN_RANGE) ** -2.0
+        return weights / weights.sum()  # type: ignore[no-any-return]
 
     def _training_points(self, rates: tuple[float, ...]) -> tuple[Point, ...]:
         """Every R_r at the configured budgets, or at a grid over ``train_range``."""
