@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlprune.deploy.checks import MOST
 from rlprune.deploy.decide import Decisions, Positions
 from rlprune.deploy.layer import GatedLayer, Geometry, column_positions, stored_places
 from rlprune.deploy.operations import OPERATIONS
-from rlprune.deploy.spec import MOST, ModelSpec, Node, Run
+from rlprune.deploy.spec import ModelSpec, Node, Run
 from rlprune.errors import ArtifactError
 
 _FAILURES = (RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError)

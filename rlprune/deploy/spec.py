@@ -8,20 +8,17 @@ Legend: T prunable layers, C channels of a layer before and S after deletion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
-from rlprune.errors import ArtifactError
+from rlprune.deploy.checks import Checks
 
 SCHEMA = 1
 """Version of the file format; a file of a later version is refused."""
 
-MOST = 1 << 20
-"""No count in a file may be larger: sizes are checked before memory is taken."""
 _MOST_LAYERS = 1 << 10
-_LARGEST = 2.0**53
-"""No amount may be larger: up to here float64 holds every whole number."""
+_check = Checks("export it again")
 
 
 @dataclass(frozen=True)
@@ -200,26 +197,30 @@ class ModelSpec:
         Raises:
             ArtifactError: names the first field that is wrong.
         """
-        given = _mapping(plain, "model", {field.name for field in fields(cls)})
-        listed = _list(given["layers"], "layers")
-        _require(len(listed) <= _MOST_LAYERS, "layers", f"at most {_MOST_LAYERS} layers")
+        given = _check.mapping(plain, "model", {field.name for field in fields(cls)})
+        listed = _check.items(given["layers"], "layers")
+        _check.require(len(listed) <= _MOST_LAYERS, "layers", f"at most {_MOST_LAYERS} layers")
         layers = tuple(_layer(values, index) for index, values in enumerate(listed))
         spec = cls(
-            input_shape=_counts(given["input_shape"], "input_shape", 3),
-            mean=_numbers(given["mean"], "mean"),
-            std=_numbers(given["std"], "std"),
-            classes=tuple(_text(c, "classes") for c in _list(given["classes"], "classes")),
+            input_shape=_check.counts(given["input_shape"], "input_shape", 3),
+            mean=_check.numbers(given["mean"], "mean"),
+            std=_check.numbers(given["std"], "std"),
+            classes=tuple(
+                _check.text(c, "classes") for c in _check.items(given["classes"], "classes")
+            ),
             layers=layers,
-            program=tuple(_node(values) for values in _list(given["program"], "program")),
+            program=tuple(_node(values) for values in _check.items(given["program"], "program")),
             costs=_costs(given["costs"], len(layers)),
             policy=_policy(given["policy"]),
             budget=_budget(given["budget"]),
-            dtype=_one_of(given["dtype"], "dtype", DTYPES),
-            measured=_mapping(given["measured"], "measured"),
-            origin=_mapping(given["origin"], "origin"),
+            dtype=_check.one_of(given["dtype"], "dtype", DTYPES),
+            measured=_check.mapping(given["measured"], "measured"),
+            origin=_check.mapping(given["origin"], "origin"),
         )
-        _require(len(spec.mean) == len(spec.std) == spec.input_shape[0], "mean", "one per channel")
-        _require(all(value >= 1e-6 for value in spec.std), "std", "positive")
+        _check.require(
+            len(spec.mean) == len(spec.std) == spec.input_shape[0], "mean", "one per channel"
+        )
+        _check.require(all(value >= 1e-6 for value in spec.std), "std", "positive")
         return spec
 
 
@@ -227,166 +228,94 @@ DTYPES = ("float32", "float16", "bfloat16", "int8")
 KINDS = ("input", "gated", "follower", "conv", "linear", "affine", "expand", "call", "output")
 
 
-# --- checks: each says which field is wrong, and how ----------------------------------------
-
-
-def _require(holds: bool, field: str, rule: str) -> None:
-    if not holds:
-        raise ArtifactError(
-            f"{field}: must be {rule}. The file is damaged or was edited; export it again."
-        )
-
-
-def _mapping(value: Any, field: str, names: set[str] | None = None) -> dict[str, Any]:
-    _require(isinstance(value, dict), field, "an object")
-    _require(names is None or set(value) == names, field, f"an object with {sorted(names or ())}")
-    checked: dict[str, Any] = value
-    return checked
-
-
-def _list(value: Any, field: str, length: int | None = None) -> list[Any]:
-    _require(isinstance(value, list) and len(value) <= MOST, field, "a list")
-    _require(length is None or len(value) == length, field, f"a list of {length}")
-    checked: list[Any] = value
-    return checked
-
-
-def _text(value: Any, field: str) -> str:
-    _require(isinstance(value, str), field, "text")
-    return str(value)
-
-
-def _one_of(value: Any, field: str, allowed: Sequence[str]) -> str:
-    _require(isinstance(value, str) and value in allowed, field, f"one of {', '.join(allowed)}")
-    return str(value)
-
-
-def _number(value: Any, field: str) -> float:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    _require(plain and abs(value) <= _LARGEST, field, "a finite number")  # neither NaN nor inf
-    return float(value)
-
-
-def _between(value: Any, field: str, least: float, most: float) -> float:
-    number = _number(value, field)
-    _require(least <= number <= most, field, f"from {least:g} to {most:g}")
-    return number
-
-
-def _numbers(value: Any, field: str, length: int | None = None) -> tuple[float, ...]:
-    return tuple(_number(item, field) for item in _list(value, field, length))
-
-
-def _count(value: Any, field: str, least: int = 0) -> int:
-    plain = isinstance(value, int) and not isinstance(value, bool)
-    _require(plain and least <= value <= MOST, field, f"a whole number from {least} to {MOST}")
-    return int(value)
-
-
-_Triple = TypeVar("_Triple", bound=tuple[int, ...])
-
-
-def _counts(value: Any, field: str, length: int, least: int = 1) -> Any:
-    return tuple(_count(item, field, least) for item in _list(value, field, length))
-
-
-def _boolean(value: Any, field: str) -> bool:
-    _require(isinstance(value, bool), field, "true or false")
-    return bool(value)
-
-
-def _optional(value: Any, field: str) -> float | None:
-    return None if value is None else _number(value, field)
-
-
 def _layer(values: Any, index: int) -> LayerSpec:
     where = f"layers[{index}]"
-    given = _list(values, where, len(fields(LayerSpec)))
+    given = _check.items(values, where, len(fields(LayerSpec)))
     name, channels, stored, inputs, kernel, stride, padding, dilation, size, votes, *rest = given
     rank, affine, norm = rest
     runs = []
-    for run in _list(inputs, f"{where}.inputs"):
-        source, width = _list(run, f"{where}.inputs", 2)
-        earlier = source is None or _count(source, f"{where}.inputs") < index
-        _require(earlier, f"{where}.inputs", "earlier layers")
-        runs.append(Run(source, _count(width, f"{where}.inputs", 1)))
+    for run in _check.items(inputs, f"{where}.inputs"):
+        source, width = _check.items(run, f"{where}.inputs", 2)
+        earlier = source is None or _check.count(source, f"{where}.inputs") < index
+        _check.require(earlier, f"{where}.inputs", "earlier layers")
+        runs.append(Run(source, _check.count(width, f"{where}.inputs", 1)))
     layer = LayerSpec(
-        name=_text(name, where),
-        channels=_count(channels, f"{where}.channels", 1),
-        stored=_count(stored, f"{where}.stored", 1),
+        name=_check.text(name, where),
+        channels=_check.count(channels, f"{where}.channels", 1),
+        stored=_check.count(stored, f"{where}.stored", 1),
         inputs=tuple(runs),
-        kernel=_counts(kernel, f"{where}.kernel", 2),
-        stride=_counts(stride, f"{where}.stride", 2),
-        padding=_counts(padding, f"{where}.padding", 2, 0),
-        dilation=_counts(dilation, f"{where}.dilation", 2),
-        out_size=_counts(size, f"{where}.out_size", 2),
-        static_votes=_count(votes, f"{where}.static_votes"),
-        rank=None if rank is None else _count(rank, f"{where}.rank"),
-        width_affine=_boolean(affine, f"{where}.width_affine"),
-        norm=_boolean(norm, f"{where}.norm"),
+        kernel=_check.counts(kernel, f"{where}.kernel", 2),
+        stride=_check.counts(stride, f"{where}.stride", 2),
+        padding=_check.counts(padding, f"{where}.padding", 2, 0),
+        dilation=_check.counts(dilation, f"{where}.dilation", 2),
+        out_size=_check.counts(size, f"{where}.out_size", 2),
+        static_votes=_check.count(votes, f"{where}.static_votes"),
+        rank=None if rank is None else _check.count(rank, f"{where}.rank"),
+        width_affine=_check.boolean(affine, f"{where}.width_affine"),
+        norm=_check.boolean(norm, f"{where}.norm"),
     )
-    _require(layer.stored <= layer.channels, where, "no more channels stored than there were")
-    _require(layer.static_votes <= layer.stored, where, "no more votes than channels")
-    _require(bool(runs), f"{where}.inputs", "a list of at least one run")
+    _check.require(layer.stored <= layer.channels, where, "no more channels stored than there were")
+    _check.require(layer.static_votes <= layer.stored, where, "no more votes than channels")
+    _check.require(bool(runs), f"{where}.inputs", "a list of at least one run")
     return layer
 
 
 def _node(values: Any) -> Node:
-    kind, target, args, kwargs = _list(values, "program", 4)
+    kind, target, args, kwargs = _check.items(values, "program", 4)
     named = isinstance(target, str) or (isinstance(target, int) and not isinstance(target, bool))
-    _require(named, "program", "calls with a name or an index")
+    _check.require(named, "program", "calls with a name or an index")
     return Node(
-        _one_of(kind, "program", KINDS),
+        _check.one_of(kind, "program", KINDS),
         target,
-        tuple(_list(args, "program")),
-        _mapping(kwargs, "program"),
+        tuple(_check.items(args, "program")),
+        _check.mapping(kwargs, "program"),
     )
 
 
 def _costs(value: Any, layers: int) -> CostSpec:
-    given = _mapping(value, "costs", {field.name for field in fields(CostSpec)})
+    given = _check.mapping(value, "costs", {field.name for field in fields(CostSpec)})
     pairs = []
-    for pair in _list(given["pairwise"], "costs.pairwise"):
-        row, column, amount = _list(pair, "costs.pairwise", 3)
-        row, column = _count(row, "costs.pairwise"), _count(column, "costs.pairwise")
-        _require(row < column < layers, "costs.pairwise", "pairs of layers in order")
-        pairs.append((row, column, _number(amount, "costs.pairwise")))
+    for pair in _check.items(given["pairwise"], "costs.pairwise"):
+        row, column, amount = _check.items(pair, "costs.pairwise", 3)
+        row, column = _check.count(row, "costs.pairwise"), _check.count(column, "costs.pairwise")
+        _check.require(row < column < layers, "costs.pairwise", "pairs of layers in order")
+        pairs.append((row, column, _check.number(amount, "costs.pairwise")))
     unique = len({pair[:2] for pair in pairs}) == len(pairs)
-    _require(unique, "costs.pairwise", "one number for each pair")
+    _check.require(unique, "costs.pairwise", "one number for each pair")
     return CostSpec(
-        constant=_number(given["constant"], "costs.constant"),
-        linear=_numbers(given["linear"], "costs.linear", layers),
+        constant=_check.number(given["constant"], "costs.constant"),
+        linear=_check.numbers(given["linear"], "costs.linear", layers),
         pairwise=tuple(pairs),
-        full_constant=_number(given["full_constant"], "costs.full_constant"),
-        full_linear=_numbers(given["full_linear"], "costs.full_linear", layers),
-        dense_macs=_number(given["dense_macs"], "costs.dense_macs"),
-        dense_bytes=_number(given["dense_bytes"], "costs.dense_bytes"),
+        full_constant=_check.number(given["full_constant"], "costs.full_constant"),
+        full_linear=_check.numbers(given["full_linear"], "costs.full_linear", layers),
+        dense_macs=_check.number(given["dense_macs"], "costs.dense_macs"),
+        dense_bytes=_check.number(given["dense_bytes"], "costs.dense_bytes"),
     )
 
 
 def _policy(value: Any) -> PolicySpec:
-    given = _mapping(value, "policy", {field.name for field in fields(PolicySpec)})
+    given = _check.mapping(value, "policy", {field.name for field in fields(PolicySpec)})
     return PolicySpec(
-        kind=_one_of(given["kind"], "policy.kind", ("agent", "constant", "none")),
-        action=_one_of(given["action"], "policy.action", ("absolute", "change")),
-        hidden=_count(given["hidden"], "policy.hidden"),
-        projected=_boolean(given["projected"], "policy.projected"),
+        kind=_check.one_of(given["kind"], "policy.kind", ("agent", "constant", "none")),
+        action=_check.one_of(given["action"], "policy.action", ("absolute", "change")),
+        hidden=_check.count(given["hidden"], "policy.hidden"),
+        projected=_check.boolean(given["projected"], "policy.projected"),
     )
 
 
 def _budget(value: Any) -> BudgetSpec:
-    given = _mapping(value, "budget", {field.name for field in fields(BudgetSpec)})
-    alpha = _between(given["alpha"], "budget.alpha", 1e-9, 1.0)
+    given = _check.mapping(value, "budget", {field.name for field in fields(BudgetSpec)})
+    alpha = _check.between(given["alpha"], "budget.alpha", 1e-9, 1.0)
     # The dial of a mean budget is found by bisection from 0 to 2.
     ranges = {"tradeoff_rate": (0.0, 1.0), "compute_dial": (0.0, 2.0)}
     ranges |= {"storage_dial": (alpha, 1.0), "cap_dial": (alpha, 1.0)}
     numbers = {
-        name: _between(given[name], f"budget.{name}", *ends) for name, ends in ranges.items()
+        name: _check.between(given[name], f"budget.{name}", *ends) for name, ends in ranges.items()
     }
     return BudgetSpec(
-        tradeoff=_one_of(given["tradeoff"], "budget.tradeoff", ("permanent", "paper")),
-        compute_max=_optional(given["compute_max"], "budget.compute_max"),
-        compute_mean=_optional(given["compute_mean"], "budget.compute_mean"),
+        tradeoff=_check.one_of(given["tradeoff"], "budget.tradeoff", ("permanent", "paper")),
+        compute_max=_check.optional(given["compute_max"], "budget.compute_max"),
+        compute_mean=_check.optional(given["compute_mean"], "budget.compute_mean"),
         alpha=alpha,
         **numbers,
     )
