@@ -3,7 +3,7 @@
 The same decisions as ``rlprune.mdp.environment.PruningGate`` takes in training, for a network
 from which the permanently pruned channels are gone; tests hold one against the other.
 
-Legend: S stored channels of the layer, I stored input channels, h the agent's width.
+Legend: B images, S stored channels of the layer, I stored input channels, h the agent's width.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ CONTEXT = 5
 
 Single = NDArray[np.float32]
 Positions = NDArray[np.int64]
+_NOTHING = np.zeros(0, dtype=np.float32)
 
 
 class AgentWeights:
@@ -164,6 +165,39 @@ class Decisions:
 
     def _intended(self, ratio: float, channels: int) -> int:
         return kept_count(ratio * self.budget.compute_dial / self.budget.anchor, channels)
+
+
+class Batch:
+    """The decisions for several images, layer after layer.
+
+    Args:
+        images: the decisions for each.
+    """
+
+    def __init__(self, images: Sequence[Decisions]) -> None:
+        self.images = images
+
+    def decide(self, layer: int, pooled: Single, importance: Single) -> Single | None:
+        """Which stored channels each image computes: 1, else 0, [B, S]; None: all of them.
+
+        Args:
+            layer: index t; layers must be asked in order.
+            pooled: averages of the stored input channels, zero where not computed, [B, I].
+            importance: u_r [B, S].
+        """
+        rows = zip(self.images, pooled, importance, strict=True)
+        kept = [image.decide(layer, seen, scores) for image, seen, scores in rows]
+        if all(positions is None for positions in kept):
+            return None
+        keep = np.zeros(importance.shape, dtype=np.float32)
+        for row, positions in enumerate(kept):
+            keep[row, slice(None) if positions is None else positions] = 1.0
+        return keep
+
+    def keep_all(self, layer: int) -> None:
+        """The same where nothing is decided (a policy of kind "none")."""
+        for image in self.images:
+            image.decide(layer, _NOTHING, _NOTHING)
 
 
 class Rules:

@@ -1,6 +1,7 @@
-"""Shipped models at one image, faster: everything around a layer's convolution is compiled.
+"""Shipped models, faster: everything around a layer's convolution is compiled.
 
-Optional, with numba (``pip install 'rlprune[fast]'``); the same decisions as without it.
+Optional, with numba (``pip install 'rlprune[fast]'``); the same decisions as without it. Of a
+single image a layer's filters are gathered as well; for a batch only decisions are compiled.
 
 Legend: T layers, S stored channels, I stored input channels, k taps of a kernel.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,9 @@ import torch
 from torch import Tensor
 
 from rlprune.deploy.budget import Budget
-from rlprune.deploy.decide import Decisions, Positions, Rules
+from rlprune.deploy.decide import Batch, Decisions, Rules, Single
 from rlprune.deploy.layer import GatedLayer, column_positions
+from rlprune.deploy.tables import policy_of, rules_of, weights_of
 from rlprune.errors import ArtifactError
 
 _MOST_VIEWS = 1024
@@ -33,6 +36,16 @@ _NOTHING = np.zeros(0, dtype=np.int64)
 def available() -> bool:
     """Whether numba is installed (it is not loaded yet)."""
     return importlib.util.find_spec("numba") is not None
+
+
+def version() -> str | None:
+    """Of numba; None: it is not installed."""
+    if not available():
+        return None
+    try:
+        return metadata.version("numba")
+    except metadata.PackageNotFoundError:  # copied, not installed
+        return "unknown"
 
 
 def load_kernels() -> Any:
@@ -57,21 +70,66 @@ class FastDecisions(Decisions):
     Args:
         rules: of the model.
         budget: of the call.
+        pairs: for each layer the largest product of computed channels and computed input
+            channels at which the input is unfolded, if there is room for it.
 
     Attributes:
         kept, counts: as in :class:`Decisions`.
+        pairs: see above.
         told: the budget as the kernels read it.
         numbers, state: what the kernels remember from layer to layer.
     """
 
-    def __init__(self, rules: Rules, budget: Budget) -> None:
+    def __init__(self, rules: Rules, budget: Budget, pairs: Sequence[int]) -> None:
         super().__init__(rules, budget)
-        cap = np.inf if budget.cap is None else budget.cap
-        dials = (budget.compute_dial, budget.storage_dial, budget.cap_dial)
-        self.told = np.array([cap, *dials, budget.anchor])
-        self.numbers = np.zeros(2 + len(rules.spec.layers))
-        self.numbers[0] = rules.costs.spec.constant
-        self.state = np.zeros(rules.spec.policy.hidden, dtype=np.float32)
+        self.pairs = pairs
+        self.told = _told(budget)
+        self.numbers, self.state = (rows[0] for rows in _memory(rules, 1))
+
+
+class FastBatch(Batch):
+    """The decisions for several images at once.
+
+    Args:
+        rules: of the model; its policy decides something.
+        budget: of the call.
+        images: how many.
+        layers: :func:`accelerate`.
+    """
+
+    def __init__(
+        self, rules: Rules, budget: Budget, images: int, layers: Sequence[FastLayer]
+    ) -> None:
+        super().__init__([Decisions(rules, budget) for _ in range(images)])
+        self._layers = layers
+        self._told = _told(budget)
+        self._memory = _memory(rules, images)
+
+    def decide(self, layer: int, pooled: Single, importance: Single) -> Single | None:
+        """As in :class:`Batch`.
+
+        Raises:
+            ValueError: the input of an image is not finite.
+        """
+        keep = self._layers[layer].decide(self._told, pooled, importance, *self._memory)
+        counts: list[int] = keep.sum(1, dtype=np.int64).tolist()
+        for image, row, count in zip(self.images, keep, counts, strict=True):
+            image.kept[layer] = None if count == len(row) else np.flatnonzero(row)
+            image.counts.append(count)
+        return None if min(counts) == keep.shape[1] else keep
+
+
+def _told(budget: Budget) -> Any:
+    cap = np.inf if budget.cap is None else budget.cap
+    dials = (budget.compute_dial, budget.storage_dial, budget.cap_dial)
+    return np.array([cap, *dials, budget.anchor])
+
+
+def _memory(rules: Rules, images: int) -> tuple[Any, Any]:
+    """What the kernels remember of each image: numbers [B, 2 + T] and state [B, h]."""
+    numbers = np.zeros((images, 2 + len(rules.spec.layers)))
+    numbers[:, 0] = rules.costs.spec.constant
+    return numbers, np.zeros((images, rules.spec.policy.hidden), dtype=np.float32)
 
 
 class _Buffers(threading.local):
@@ -131,19 +189,13 @@ class FastLayer:
         self._layer = layer
         self._buffers = buffers
         self._choose: Callable[..., int] = kernels.choose
+        self._choose_all: Callable[..., int] = kernels.choose_all
         self._all = np.arange(layer.inputs)
         self._taps = layer.spec.kernel[0] * layer.spec.kernel[1]
         self._sizes = _NOTHING
         self._out, self._input = (0, 0), (0, 0)
-        filters = layer.filter.permute(0, 2, 3, 1).contiguous()
-        self._tables = (
-            filters.view(layer.spec.stored, -1, layer.inputs).numpy(),
-            *_predictor(layer),
-            _channel(layer),
-            rules.votes(layer.index),
-            *_agent(layer, rules),
-        )
-        self._head = (_shape(layer, rules, kernels), *_costs(layer, rules, kernels))
+        self._rules = rules_of(layer, rules, kernels)
+        self._weights, self._policy = weights_of(layer), policy_of(layer, rules)
 
     def __call__(self, x: Tensor, image: FastDecisions) -> Tensor:
         """[1, i, H, W] -> [1, n, H', W']; decides what to compute on the way.
@@ -162,32 +214,59 @@ class FastLayer:
                 f"its input is {x.dtype} {tuple(x.shape)}, not of {present} channels"
             )
         pixels = np.ascontiguousarray(x.numpy().transpose(0, 2, 3, 1))
-        product = self._unfolds(pixels.shape)
+        fits, pairs = self.fits(pixels.shape), image.pairs[layer.index]
         kept = np.empty(layer.spec.stored, dtype=np.int64)
         count = self._choose(
             pixels.reshape(-1, present),
             columns,
-            *self._head,
+            *self._rules,
             image.told,
-            *self._tables,
+            *self._weights,
+            *self._policy,
             image.numbers,
             image.state,
             kept,
             *buffers.arrays,
-            self._sizes if product else _NOTHING,
+            self._sizes if fits else _NOTHING,
             buffers.unfolded,
+            pairs,
         )
         if count == 0:
-            raise ValueError(f"{layer.spec.name}: its input holds numbers that are not finite")
+            raise self._not_finite()
         image.kept[layer.index] = None if count == len(kept) else kept[:count]
         image.counts.append(count)
-        if product:
+        if fits and count * present <= pairs:
             return self._product(count, present)
         weights, shift = buffers.filters(count, present, layer.spec.kernel)
         return layer.geometry.convolve(x, weights, shift)
 
-    def _unfolds(self, shape: tuple[int, ...]) -> bool:
-        """Whether an input [B, H, W, i] is unfolded; remembers the sizes that go with it."""
+    def decide(
+        self, told: Any, pooled: Single, importance: Single, numbers: Any, state: Single
+    ) -> Single:
+        """Which stored channels each image keeps, 1 or 0, [B, S].
+
+        Args:
+            told: the budget.
+            pooled, importance: as in :class:`Batch`.
+            numbers, state: what is remembered of the images; changed.
+
+        Raises:
+            ValueError: the input of an image is not finite.
+        """
+        keep = np.zeros(importance.shape, dtype=np.float32)
+        done = self._choose_all(
+            *self._rules, told, *self._policy, pooled, importance, numbers, state, keep
+        )
+        if done < len(keep):
+            raise self._not_finite()
+        return keep
+
+    def _not_finite(self) -> ValueError:
+        name = self._layer.spec.name
+        return ValueError(f"{name}: its input holds numbers that are not finite")
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether there is room to unfold an input [B, H, W, i]; remembers its sizes."""
         if self._input != shape[1:3]:
             given, kernel = (shape[1], shape[2]), self._layer.spec.kernel
             self._out = self._layer.geometry.output(given, kernel)
@@ -206,8 +285,8 @@ class FastLayer:
         return y.as_strided((1, count, height, width), strides)
 
 
-def accelerate(layers: Sequence[GatedLayer], rules: Rules) -> None:
-    """Gives every layer its fast version.
+def accelerate(layers: Sequence[GatedLayer], rules: Rules) -> list[FastLayer]:
+    """Gives every layer its fast version; returns these.
 
     Raises:
         ArtifactError: numba cannot be loaded.
@@ -218,64 +297,7 @@ def accelerate(layers: Sequence[GatedLayer], rules: Rules) -> None:
         max(layer.spec.stored for layer in layers),
         min(max(layer.patches for layer in layers), _MOST_PATCHES),
     )
-    for layer in layers:
-        layer.fast = FastLayer(layer, rules, buffers, kernels)
-
-
-# --- tables of a layer, in the order of the kernel's arguments ------------------------------
-
-
-def _shape(layer: GatedLayer, rules: Rules, kernels: Any) -> Positions:
-    spec, policy = layer.spec, rules.spec.policy
-    shape = np.zeros(kernels.SHAPE, dtype=np.int64)
-    shape[kernels.LAYER] = layer.index
-    shape[kernels.CHANNELS] = spec.channels
-    shape[kernels.IN_CHANNELS] = spec.in_channels
-    shape[kernels.VOTES] = spec.static_votes
-    shape[kernels.PERMANENT] = rules.spec.budget.tradeoff == "permanent"
-    shape[kernels.AGENT] = policy.kind == "agent"
-    shape[kernels.CHANGE] = policy.action == "change"
-    shape[kernels.PROJECTED] = policy.projected
-    return shape
-
-
-def _costs(layer: GatedLayer, rules: Rules, kernels: Any) -> tuple[Any, Any]:
-    costs, t = rules.costs.at_layer(layer.index), layer.index
-    numbers = np.zeros(kernels.RULES)
-    numbers[kernels.RATE] = rules.spec.budget.tradeoff_rate
-    numbers[kernels.ALPHA] = rules.spec.budget.alpha
-    numbers[kernels.OFFSET] = 0.0 if rules.agent is None else rules.agent.offset
-    numbers[kernels.LINEAR] = costs.linear
-    numbers[kernels.SLOPE_AFTER] = costs.slope_after
-    numbers[kernels.LEAST] = costs.least
-    numbers[kernels.LEAST_AFTER] = costs.least_after
-    numbers[kernels.LINEAR_AFTER] = costs.linear_after
-    numbers[kernels.SQUARE_AFTER] = costs.square_after
-    terms = np.zeros((3, len(rules.spec.layers)))
-    terms[kernels.EACH, :t] = costs.each
-    terms[kernels.LEAST_TERMS, :t] = costs.least_terms
-    terms[kernels.WIDE_TERMS, :t] = costs.wide_terms
-    return numbers, terms
-
-
-def _predictor(layer: GatedLayer) -> tuple[Any, Any]:
-    """Code [I, r] and predictor, inputs first: a product then runs along memory."""
-    if layer.predictor is None:
-        raise ArtifactError(f"{layer.spec.name}: has no predictor. Export the model again.")
-    code = layer.filter.new_zeros(layer.inputs, 0) if layer.code is None else layer.code.t()
-    return code.contiguous().numpy(), layer.predictor.t().contiguous().numpy()
-
-
-def _channel(layer: GatedLayer) -> Any:
-    none = torch.zeros_like(layer.beta)
-    scale, shift = layer.width_scale, layer.width_shift
-    rows = [layer.beta, layer.mean, layer.static, layer.bias]
-    rows += [none if scale is None else scale, none if shift is None else shift]
-    return torch.stack(rows).numpy()
-
-
-def _agent(layer: GatedLayer, rules: Rules) -> tuple[Any, Any]:
-    agent = rules.agent
-    if agent is None:
-        return np.zeros((1, 0), dtype=np.float32), np.zeros((2, 0), dtype=np.float32)
-    return agent.encoders[layer.index], agent.table
+    compiled = [FastLayer(layer, rules, buffers, kernels) for layer in layers]
+    for layer, quick in zip(layers, compiled, strict=True):
+        layer.fast = quick
+    return compiled

@@ -8,8 +8,11 @@ this file or in the user's cache folder).
 Numbers are float32 where the NumPy version has float32, and costs are float64; sums run in
 another order. tests/unit/test_deploy_fast.py holds the decisions of one against the other.
 
-Legend: P pixels, S stored channels, I stored input channels, i and n computed ones, k taps of
-a kernel, h the agent's width, r rank, T layers.
+Everything compiled stays in this one file: numba keeps a function until *its* file changes,
+so a change of a function that it calls in another file would not be noticed.
+
+Legend: B images, P pixels, S stored channels, I stored input channels, i and n computed ones,
+k taps of a kernel, h the agent's width, r rank, T layers.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ Double = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
 # Places in a layer's ``shape``, whole numbers.
-LAYER, CHANNELS, IN_CHANNELS, VOTES, PERMANENT, AGENT, CHANGE, PROJECTED = range(8)
-SHAPE = 8
+LAYER, CHANNELS, IN_CHANNELS, VOTES, PERMANENT, DECIDES, AGENT, CHANGE, PROJECTED = range(9)
+SHAPE = 9
 # Places in a layer's ``rules``: numbers of the model, then of ``budget.LayerCosts``.
 RATE, ALPHA, OFFSET, LINEAR, SLOPE_AFTER, LEAST, LEAST_AFTER, LINEAR_AFTER, SQUARE_AFTER = range(9)
 RULES = 9
@@ -79,6 +82,7 @@ def choose(
     shift: Single,
     sizes: Whole,
     patches: Single,
+    pairs: int,
 ) -> int:
     """Decides what a layer computes and gathers its filters; returns n, 0 where x is not finite.
 
@@ -101,9 +105,104 @@ def choose(
         shift: becomes what is added to each channel kept.
         sizes: as in ``_unfold``; empty: nothing is unfolded.
         patches: becomes what each output pixel reads, [P', k, i].
+        pairs: largest n i at which the input is unfolded.
     """
     pooled = _pooled(x, columns, filters.shape[2])
     importance = _importance(pooled, code, predictor, channel[BIAS], shape[IN_CHANNELS])
+    count = _decide(
+        shape,
+        rules,
+        terms,
+        budget,
+        votes,
+        encoder,
+        agent,
+        pooled,
+        importance,
+        numbers,
+        state,
+        kept,
+    )
+    if count == 0:
+        return 0
+    pruned = np.float32((shape[IN_CHANNELS] - len(columns)) / shape[IN_CHANNELS])
+    _gather(filters, channel, importance, pruned, kept[:count], columns, weights, shift)
+    if len(sizes) > 0 and count * len(columns) <= pairs:
+        _unfold(x, sizes, patches)
+    return count
+
+
+@_compiled
+def choose_all(
+    shape: Whole,
+    rules: Double,
+    terms: Double,
+    budget: Double,
+    votes: Whole,
+    encoder: Single,
+    agent: Single,
+    pooled: Single,
+    importance: Single,
+    numbers: Double,
+    state: Single,
+    keep: Single,
+) -> int:
+    """Decides what a layer computes for each of B images; returns for how many, before NaN.
+
+    Args:
+        shape, rules, terms, budget, votes, encoder, agent: as for :func:`choose`.
+        pooled: averages of the stored input channels, zero where not computed, [B, I].
+        importance: u_r [B, S].
+        numbers: of the images [B, 2 + T]; changed.
+        state: of the agents [B, h]; changed.
+        keep: zeros, become 1 in the channels kept, [B, S].
+    """
+    kept = np.empty(importance.shape[1], np.int64)
+    for row in range(len(pooled)):
+        count = _decide(
+            shape,
+            rules,
+            terms,
+            budget,
+            votes,
+            encoder,
+            agent,
+            pooled[row],
+            importance[row],
+            numbers[row],
+            state[row],
+            kept,
+        )
+        if count == 0:
+            return row
+        for place in kept[:count]:
+            keep[row, place] = np.float32(1.0)
+    return len(pooled)
+
+
+@_compiled
+def _decide(
+    shape: Whole,
+    rules: Double,
+    terms: Double,
+    budget: Double,
+    votes: Whole,
+    encoder: Single,
+    agent: Single,
+    pooled: Single,
+    importance: Single,
+    numbers: Double,
+    state: Single,
+    kept: Whole,
+) -> int:
+    """Writes the positions kept; returns how many, 0 where the agent answers NaN.
+
+    As ``Decisions.decide``; arguments as for :func:`choose`, pooled input [I] and u_r [S].
+    """
+    if shape[DECIDES] == 0:
+        for place in range(len(importance)):
+            kept[place] = place
+        return len(importance)
     each, most, left = _room(shape, rules, terms, budget, numbers)
     ratio = _ratio(shape, rules, budget, pooled, importance, encoder, agent, numbers, state, left)
     if ratio != ratio:
@@ -112,10 +211,6 @@ def choose(
     if budget[CAP] < np.inf:
         numbers[SPENT] += each * count
     numbers[COUNTS + shape[LAYER]] = count
-    pruned = np.float32((shape[IN_CHANNELS] - len(columns)) / shape[IN_CHANNELS])
-    _gather(filters, channel, importance, pruned, kept[:count], columns, weights, shift)
-    if len(sizes) > 0:
-        _unfold(x, sizes, patches)
     return count
 
 

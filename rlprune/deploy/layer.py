@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlprune.deploy.decide import Decisions, Positions, Single
+from rlprune.deploy.decide import Batch, Decisions, Positions, Single
 from rlprune.deploy.spec import LayerSpec, Run
 from rlprune.errors import ArtifactError
 
@@ -126,6 +126,9 @@ class GatedLayer:
             for name, value in vars(self).items()
             if isinstance(value, Tensor) and name != "filter"
         }
+        negative = self.static < 0
+        self._negative = negative if bool(negative.any()) else None
+        self._centre = -self.mean
         self.fast: Callable[[Tensor, Any], Tensor] | None = None
         self._averaging: Tensor | None = None
         self.geometry = Geometry(spec.stride, spec.padding, spec.dilation)
@@ -220,35 +223,31 @@ class GatedLayer:
 
     # --- a batch, all stored channels ---------------------------------------------------
 
-    def masked(self, x: Tensor, decisions: Sequence[Decisions]) -> Tensor:
+    def masked(self, x: Tensor, batch: Batch) -> Tensor:
         """[B, I, H, W] -> [B, S, H', W'] with zeros in the channels that an image prunes."""
-        y = self.geometry.convolve(x, self.filter, self.beta if self.predictor is None else None)
         if self.predictor is None:
-            for image in decisions:
-                image.decide(self.index, _NOTHING, _NOTHING)
-            return y
+            batch.keep_all(self.index)
+            return self.geometry.convolve(x, self.filter, self.beta)
         pooled = x.mean((2, 3))
         power = pooled.square().sum(1, keepdim=True) / self.spec.in_channels
         seen = pooled * torch.rsqrt(power + EPSILON)
         if self.code is not None:
             seen = F.linear(seen, self.code)
         runtime = F.linear(seen, self.predictor, self.bias)
-        size = (runtime * self.static).abs()
-        scale = torch.where((runtime < 0) | (self.static < 0), -size, size)
-        beta = self.beta.expand_as(scale)
+        scale, beta = runtime * self.static, self.beta
+        if self._negative is not None:  # negative where either factor is
+            scale = torch.where(self._negative, -scale.abs(), scale)
         if self.width_scale is not None and self.width_shift is not None:
-            pruned = torch.tensor([self._pruned_share(image) for image in decisions]).unsqueeze(1)
+            shares = [self._pruned_share(image) for image in batch.images]
+            pruned = torch.tensor(shares).unsqueeze(1)
             scale = scale * (1 + pruned * self.width_scale)
             beta = beta + pruned * self.width_shift
-        shift = beta - scale * self.mean
-        rows = zip(decisions, pooled.numpy(), runtime.numpy(), strict=True)
-        kept = [image.decide(self.index, seen, u) for image, seen, u in rows]
-        if any(positions is not None for positions in kept):
-            keep = torch.zeros_like(scale)
-            for row, positions in enumerate(kept):
-                keep[row, slice(None) if positions is None else torch.from_numpy(positions)] = 1
-            scale, shift = scale * keep, shift * keep
-        return torch.addcmul(shift[:, :, None, None], y, scale[:, :, None, None])
+        keep = batch.decide(self.index, pooled.numpy(), runtime.numpy())
+        if keep is not None:
+            mask = torch.from_numpy(keep)
+            scale, beta = scale * mask, beta * mask
+        y = self.geometry.convolve(x, self.filter, self._centre)
+        return torch.addcmul(beta[..., None, None], y, scale[:, :, None, None])
 
     def _pruned_share(self, image: Decisions) -> float:
         present = 0

@@ -18,11 +18,14 @@ from torch import Tensor
 from rlprune.deploy import fast
 from rlprune.deploy.artifact import read_artifact
 from rlprune.deploy.budget import Budget, call_budget
-from rlprune.deploy.decide import CONTEXT, AgentWeights, Decisions, Rules
+from rlprune.deploy.calibration import Table, tables_for
+from rlprune.deploy.decide import CONTEXT, AgentWeights, Batch, Decisions, Rules
+from rlprune.deploy.fast import FastBatch, FastDecisions, FastLayer
 from rlprune.deploy.layer import GatedLayer, checked, in_rows, stored_places
 from rlprune.deploy.numbers import restored
 from rlprune.deploy.program import GATHERED, MASKED, Program
 from rlprune.deploy.spec import ModelSpec
+from rlprune.deploy.ways import Choice
 from rlprune.errors import ArtifactError
 
 _log = logging.getLogger(__name__)
@@ -87,13 +90,23 @@ class PrunedModel:
         self._places = [
             stored_places(layer, index, numbers) for index, layer in enumerate(spec.layers)
         ]
-        self.last: list[Decisions] = []
-        self._decisions: type[Decisions] | None = Decisions
-        if accelerate is not False and spec.policy.kind != "none":
-            self._decisions = self._accelerated() if accelerate else None
+        self.last: Sequence[Decisions] = []
+        # What is compiled, layer by layer; empty: nothing. None: the first call finds out.
+        self._compiled: Sequence[FastLayer] | None = None
+        if accelerate is False or any(layer.predictor is None for layer in self.layers):
+            self._compiled = ()
+        elif accelerate:
+            self._compiled = fast.accelerate(self.layers, self._rules)
+        self._choice = Choice(self.layers)
+
+    def use(self, tables: Sequence[Table]) -> None:
+        """Chooses ways to run by these measurements of the model on this machine."""
+        self._choice = Choice(self.layers, tables)
 
     @classmethod
-    def load(cls, path: str | Path, accelerate: bool | None = None) -> PrunedModel:
+    def load(
+        cls, path: str | Path, accelerate: bool | None = None, calibrated: bool = True
+    ) -> PrunedModel:
         """Reads a file made by ``rlprune export``.
 
         Args:
@@ -102,6 +115,8 @@ class PrunedModel:
                 image; the same decisions either way. None: if it is installed. It is loaded
                 by the first call, which takes seconds when it is the first ever; True loads
                 it at once.
+            calibrated: whether what ``rlprune calibrate`` measured here is used, where it
+                lies beside the file; it changes the speed, not the scores.
 
         Raises:
             ArtifactError: missing, foreign, damaged, edited, or of a later version; or numba
@@ -110,6 +125,20 @@ class PrunedModel:
         if accelerate:
             fast.load_kernels()
         spec, tensors = read_artifact(path)
+        model = cls._made(path, spec, tensors, accelerate)
+        if calibrated:
+            names = [layer.name for layer in spec.layers]
+            model.use(tables_for(path, accelerate is not False, names))
+        return model
+
+    @classmethod
+    def _made(
+        cls,
+        path: str | Path,
+        spec: ModelSpec,
+        tensors: Mapping[str, Tensor],
+        accelerate: bool | None,
+    ) -> PrunedModel:
         try:
             return cls(spec, tensors, accelerate)
         except ArtifactError as error:
@@ -157,17 +186,17 @@ class PrunedModel:
         """
         self._check(x)
         told = self._budget(budget)
-        policy = self.spec.policy.kind != "none"
         if mode is None:
-            mode = GATHERED if policy else MASKED
-        if mode not in (GATHERED, MASKED):
-            raise ValueError(f"mode must be {GATHERED!r} or {MASKED!r} (got {mode!r})")
-        kind = Decisions if mode == MASKED else self._gathering()
-        self.last = [kind(self._rules, told) for _ in range(len(x))]
+            mode = self._mode(len(x), told)
         if mode == MASKED:
-            return self._program.run(x, self.last, MASKED)
+            batch = self._batch(told, len(x))
+            self.last = batch.images
+            return self._program.run(x, batch, MASKED)
+        if mode != GATHERED:
+            raise ValueError(f"mode must be {GATHERED!r} or {MASKED!r} (got {mode!r})")
+        self.last = [self._single(told) for _ in range(len(x))]
         rows = [
-            self._program.run(x[row : row + 1], [image], GATHERED)
+            self._program.run(x[row : row + 1], Batch([image]), GATHERED)
             for row, image in enumerate(self.last)
         ]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
@@ -184,19 +213,42 @@ class PrunedModel:
             for row, image in enumerate(self.last)
         ]
 
-    def _gathering(self) -> type[Decisions]:
-        """Who decides for single images; the first call finds out whether numba is there."""
-        if self._decisions is None:
+    def _mode(self, images: int, told: Budget) -> str:
+        """The way that is faster, as far as that is known."""
+        usual = not self._decides and not (images == 1 and self._accelerated())
+        masks = self._choice.now().masks(images, told.compute_dial, usual)
+        return MASKED if masks else GATHERED
+
+    @property
+    def _decides(self) -> bool:
+        """Whether anything is decided at run time."""
+        return self.spec.policy.kind != "none"
+
+    def _single(self, told: Budget) -> Decisions:
+        """Who decides for an image."""
+        if self._accelerated():
+            return FastDecisions(self._rules, told, self._choice.now().pairs)
+        return Decisions(self._rules, told)
+
+    def _batch(self, told: Budget, images: int) -> Batch:
+        """Who decides for all images at once."""
+        if self._decides and (compiled := self._accelerated()):
+            return FastBatch(self._rules, told, images, compiled)
+        return Batch([Decisions(self._rules, told) for _ in range(images)])
+
+    def _accelerated(self) -> Sequence[FastLayer]:
+        """What is compiled; the first call finds out whether numba is there."""
+        compiled = self._compiled
+        if compiled is None:
+            compiled = ()
             try:
-                self._decisions = self._accelerated() if fast.available() else Decisions
+                if fast.available():
+                    compiled = fast.accelerate(self.layers, self._rules)
             except ArtifactError as error:
                 _log.warning("not accelerated: %s", error)
-                self._decisions = Decisions
-        return self._decisions
-
-    def _accelerated(self) -> type[Decisions]:
-        fast.accelerate(self.layers, self._rules)
-        return fast.FastDecisions
+                self.use(())  # that was measured with it
+            self._compiled = compiled  # last: another thread may look
+        return compiled
 
     def _explanation(self, scores: Tensor, image: Decisions, macs: float) -> Explanation:
         kept, spent = [], []

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlprune.deploy.checks import MOST
-from rlprune.deploy.decide import Decisions, Positions
+from rlprune.deploy.decide import Batch, Decisions, Positions
 from rlprune.deploy.layer import GatedLayer, Geometry, column_positions, stored_places
 from rlprune.deploy.operations import OPERATIONS
 from rlprune.deploy.spec import ModelSpec, Node, Run
@@ -35,18 +35,18 @@ class Pass:
     """One run of the program.
 
     Attributes:
-        decisions: of each image; one image where channels are gathered.
+        batch: decisions of each image; one image where channels are gathered.
         mode: MASKED or GATHERED.
         values: of the nodes so far.
     """
 
-    decisions: Sequence[Decisions]
+    batch: Batch
     mode: str
     values: list[Any] = field(default_factory=list)
 
     def kept(self, layer: int) -> Positions | None:
         """Positions present of a layer; None where all stored channels are."""
-        return self.decisions[0].kept[layer] if self.mode == GATHERED else None
+        return self.batch.images[0].kept[layer] if self.mode == GATHERED else None
 
 
 class Program:
@@ -78,14 +78,14 @@ class Program:
         last = {value: at for at, values in enumerate(self._reads) for value in values}
         self._done = [[value for value in last if last[value] == at] for at in range(len(kinds))]
 
-    def run(self, images: Tensor, decisions: Sequence[Decisions], mode: str) -> Tensor:
+    def run(self, images: Tensor, batch: Batch, mode: str) -> Tensor:
         """Scores [B, K] of normalised images [B, C, H, W].
 
         Raises:
             ArtifactError: a call fails, which happens only in a file that was edited.
             ValueError: the images hold numbers that are not finite.
         """
-        now = Pass(decisions, mode, [])
+        now = Pass(batch, mode, [])
         now.values.append(images)
         try:
             for at, step in enumerate(self._steps[1:], start=1):
@@ -142,8 +142,8 @@ class Program:
 
         def run(now: Pass) -> Tensor:
             if now.mode == GATHERED:
-                return layer.gathered(x(now), now.decisions[0])
-            return layer.masked(x(now), now.decisions)
+                return layer.gathered(x(now), now.batch.images[0])
+            return layer.masked(x(now), now.batch)
 
         return run
 
@@ -158,7 +158,7 @@ class Program:
             rows = slice(None) if kept is None else torch.from_numpy(kept)
             y = geometry.convolve(x(now), weight[rows], bias[rows], len(weight[rows]))
             if now.mode == MASKED:  # its shift must not fill in pruned channels
-                y = y * masks(now.decisions, producer, y.shape[1]).to(y)[:, :, None, None]
+                y = y * masks(now.batch.images, producer, y.shape[1]).to(y)[:, :, None, None]
             return y
 
         return run

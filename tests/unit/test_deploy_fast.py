@@ -35,6 +35,8 @@ SETTINGS = {
     "soft": Setting(rate=0.5, projected=False),
     "constant": Setting(rate=0.5, policy="constant"),
     "constant, paper": Setting(rate=0.6, policy="constant", tradeoff="paper"),
+    "static": Setting(rate=0.0),
+    "static, low rank, affine": Setting(rate=0.0, rank=4, width_affine=True),
 }
 
 
@@ -60,13 +62,16 @@ def test_same_channels_and_scores(name: str, setting: str, tmp_path: Path) -> No
     case = Case(BACKBONES[name](), (3, 32, 32), SETTINGS[setting], seed=len(name + setting))
     fast, plain = both(case, tmp_path)
     images = case.images(6)
-    for budget in (None, 0.35):
-        found, expected = fast(images, budget), plain(images, budget)
-        assert_equal_decisions(fast, plain)
-        np.testing.assert_array_equal(fast.macs(), plain.macs())
-        size = float(expected.abs().max())
-        assert float((found - expected).abs().max()) <= 2e-5 * size
-    assert any(kept is not None for kept in fast.last[0].kept.values())  # something is pruned
+    static = case.setting.rate == 0.0
+    for budget in (None,) if static else (None, 0.35):
+        expected = plain(images, budget, "gathered")
+        for mode in ("gathered", "masked"):
+            found = fast(images, budget, mode)
+            assert_equal_decisions(fast, plain)
+            np.testing.assert_array_equal(fast.macs(), plain.macs())
+            size = float(expected.abs().max())
+            assert float((found - expected).abs().max()) <= 2e-5 * size, mode
+    assert static or any(kept is not None for kept in fast.last[0].kept.values())  # pruned
 
 
 def test_images_differ_in_what_they_compute(tmp_path: Path) -> None:
@@ -126,9 +131,34 @@ def test_images_that_are_not_finite(tmp_path: Path) -> None:
     case = Case(m_cifarnet(width=0.25), (3, 32, 32), SETTINGS["rate 0.5"])
     images = case.images(1)
     images[0, 0, 0, 0] = float("nan")
+    batch = torch.cat([case.images(3), images])
     for model in both(case, tmp_path):
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match=r"features\.0\.conv: its input .* not finite"):
             model(images)
+        for mode in ("gathered", "masked"):
+            with pytest.raises(ValueError, match="not finite"):
+                model(batch, mode=mode)
+
+
+def test_one_image_of_a_static_model_is_compiled(tmp_path: Path) -> None:
+    """Nothing is decided at R_r = 0, but importances are still predicted: the scores need them."""
+    fast, plain = both(Case(m_cifarnet(width=0.25), (3, 32, 32), Setting(rate=0.0)), tmp_path)
+    images = torch.randn(3, 3, 32, 32)
+    calls: list[int] = []
+    for layer in fast.layers:
+        compiled = layer.fast
+        assert compiled is not None
+
+        def run(x: Tensor, image: Any, compiled: Any = compiled) -> Tensor:
+            calls.append(len(x))
+            return compiled(x, image)
+
+        layer.fast = run
+    torch.testing.assert_close(fast(images[:1]), plain(images[:1]), rtol=1e-4, atol=1e-4)
+    assert calls == [1] * len(fast.layers)
+    fast(images)  # all stored channels of a batch at once
+    assert calls == [1] * len(fast.layers)
+    assert all(layer.fast is None for layer in plain.layers)
 
 
 def test_the_order_is_stable() -> None:
