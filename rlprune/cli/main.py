@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlprune.cli.calibrate import calibrate
 from rlprune.cli.clean import INTERRUPTED, clean_errors
 from rlprune.cli.pareto import pareto
 from rlprune.cli.report import report
@@ -32,6 +33,7 @@ app.command()(export)
 app.command()(convert)
 app.command()(predict)
 app.command()(bench)
+app.command()(calibrate)
 app.add_typer(results, name="results")
 
 SetOption = Annotated[
