@@ -7,6 +7,7 @@ from pathlib import Path
 from rlprune.cli.show import TerminalReporter, show_results
 from rlprune.errors import ConfigError, Problem
 from rlprune.results import load_rows, write_rows
+from rlprune.results.latency import keep_latencies
 from rlprune.sweep import layout
 from rlprune.training.program import LEARNED
 from rlprune.training.restore import load_run
@@ -63,6 +64,6 @@ def evaluate_run(run: Path, ratios: list[float], rates: list[float]) -> None:
             reporter.advance(
                 "measure learned", index + 1, len(points), {"accuracy": measured.test.accuracy}
             )
-    write_rows(results, rows)
+    write_rows(results, keep_latencies(results, rows))
     everything = load_rows(results)
     show_results(everything[everything["trial"] == learned.config.name], run, results)

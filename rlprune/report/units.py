@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from rlprune.results.schema import COLUMNS, Column
+from rlprune.results.columns import COLUMNS, Column
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ _COLUMNS = {column.name: column for column in COLUMNS}
 _BY_UNIT = {
     "multiply-accumulates per image": ("per image", 1.0, "{:,.0f}"),
     "bytes": ("bytes", 1.0, "{:,.0f}"),
+    "seconds per image": ("ms per image", 1e3, "{:.3f}"),
     "ratio": ("", 1.0, "{:.3f}"),
 }
 _LABELS = {
@@ -61,6 +62,11 @@ _LABELS = {
     "storage_budget_bytes": "storage budget",
     "compute_max_budget_macs": "MACs budget, any image",
     "compute_mean_budget_macs": "MACs budget, mean",
+    "latency_seconds": "latency",
+    "latency_p25_seconds": "latency, first quartile",
+    "latency_p75_seconds": "latency, third quartile",
+    "latency_dense_seconds": "latency of dense",
+    "latency_ratio": "latency / dense",
 }
 
 

@@ -1,17 +1,16 @@
 """Result rows: one schema, one store of plain Parquet files, one summary table."""
 
+from rlprune.results.columns import COLUMNS, Column
 from rlprune.results.compact import CompactReport, compact
 from rlprune.results.load import load, load_rows
 from rlprune.results.pareto import best, hypervolume, pareto_front
 from rlprune.results.schema import (
-    COLUMNS,
     FILE_SCHEMAS,
     KEY,
     METHODS,
     PARTITIONS,
     SCHEMA,
     SCHEMA_VERSION,
-    Column,
     ResultRow,
     software_versions,
 )

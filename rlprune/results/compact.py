@@ -42,7 +42,7 @@ from rlprune.results.parts import (
     unchanged,
     with_dictionaries,
 )
-from rlprune.results.schema import PARTITIONS, SCHEMA
+from rlprune.results.schema import PARTITIONS, SCHEMA, SCHEMA_VERSION
 from rlprune.results.store import parquet_bytes, partition_folders
 
 ROWS_PER_FILE = 1_000_000
@@ -123,12 +123,14 @@ class _Source:
         ids: ``row_id`` of its rows, shape ``[N]``.
         times: ``created_at`` of its rows, microseconds since 1970, shape ``[N]``.
         digest: of its bytes, on object stores, whose times are too coarse to see a change.
+        old: whether it is of an older schema version.
     """
 
     entry: FileEntry
     ids: Integers
     times: Integers
     digest: bytes | None
+    old: bool = False
 
     @property
     def name(self) -> str:
@@ -206,7 +208,13 @@ class _Compaction:
             self.bad.append(damaged_file(parts[0].entry, error))
             return []
         return [
-            _Source(piece.part.entry, piece.ids, piece.times, self._digest(piece.part.data))
+            _Source(
+                piece.part.entry,
+                piece.ids,
+                piece.times,
+                self._digest(piece.part.data),
+                piece.part.version < SCHEMA_VERSION,
+            )
             for piece in (_pieces(parts, table) if parts else [])
         ]
 
@@ -234,7 +242,7 @@ class _Compaction:
             self._note(upgraded=self.report.upgraded + len(parts))
 
     def _merge(self, place: str, sources: list[_Source]) -> None:
-        """Rewrites the files of one folder that are small, or hold rows that are replaced."""
+        """Rewrites the files of one folder that are small, old, or hold rows that are replaced."""
         # Of equally new rows the one in the file whose name comes first wins: that is a
         # compacted file, and every compaction that runs at the same time decides the same.
         sources = sorted(sources, key=lambda source: source.entry.path, reverse=True)
@@ -244,16 +252,14 @@ class _Compaction:
             mask = np.ones(len(ids), np.bool_)
         masks = np.split(mask, np.cumsum([len(source.ids) for source in sources])[:-1])
         keep = dict(zip([source.entry.path for source in sources], masks, strict=True))
-        moving = [s for s in sources if not (s.name.startswith(_FULL) and keep[s.entry.path].all())]
-        if (
-            len(moving) == 1
-            and moving[0].name.startswith(_LAST)
-            and keep[moving[0].entry.path].all()
-        ):
+        whole = {s.name: not s.old and bool(keep[s.entry.path].all()) for s in sources}
+        moving = [s for s in sources if not (s.name.startswith(_FULL) and whole[s.name])]
+        if len(moving) == 1 and moving[0].name.startswith(_LAST) and whole[moving[0].name]:
             moving = []  # nothing to merge it with
         else:
             outputs, moved = self._rewrite(place, moving, keep)
             self._delete(moved, outputs)
+            self._note(upgraded=self.report.upgraded + sum(source.old for source in moved))
         self._note(duplicates=self.report.duplicates + int(np.count_nonzero(~mask)))
         self.done += len(sources) - len(moving)
         self._advance(0)

@@ -25,7 +25,7 @@ from rlprune import files
 from rlprune.errors import ResultsError
 from rlprune.files import FileEntry
 from rlprune.results.footers import BadFileError, file_version
-from rlprune.results.schema import FILE_SCHEMAS, PARTITIONS, SCHEMA
+from rlprune.results.schema import FILE_SCHEMAS, PARTITIONS, SCHEMA, SCHEMA_VERSION
 from rlprune.results.upgrade import upgraded
 
 WHOLE_BYTES = 4 << 20
@@ -47,7 +47,7 @@ class Part:
 
     Attributes:
         entry: where it is, its size and time.
-        version: schema version of its rows.
+        version: schema version of its rows as they are written.
         rows: number of rows.
         partition: values of :data:`PARTITIONS`; None in version 1, where they are columns.
         fragment: its content, or where to read it.
@@ -154,19 +154,15 @@ def _open_once(
     found: pafs.FileSystem, format_: pads.ParquetFileFormat, dictionaries: bool, entry: FileEntry
 ) -> tuple[Part | ResultsError | VanishedError, pa.Buffer | None]:
     """The file, or why not; and its bytes, if they were read whole."""
-    values = _partition_of(entry.path)
-    expression = _partition_expression(values, dictionaries) if values else None
-    data = None
+    values, data = _partition_of(entry.path), None
     try:
         if entry.size <= WHOLE_BYTES:
             with found.open_input_stream(entry.path) as stream:
                 data = stream.read_buffer()
-            fragment = format_.make_fragment(data, partition_expression=expression)
-        else:
-            fragment = format_.make_fragment(
-                entry.path, found, partition_expression=expression, file_size=entry.size
-            )
+        fragment = _fragment(found, format_, entry, data, values, dictionaries)
         version, rows = file_version(fragment.metadata), fragment.metadata.num_rows
+        if 1 < version < SCHEMA_VERSION:
+            fragment = _fragment(found, format_, entry, data, values, dictionaries, old=True)
     except FileNotFoundError:
         return VanishedError(), data
     except BadFileError as error:
@@ -180,6 +176,31 @@ def _open_once(
         text = "it must lie in folders dataset=.../backbone=..., which tell these columns"
         return foreign_file(entry, text), data
     return Part(entry, version, rows, values if version > 1 else None, fragment, data), data
+
+
+def _fragment(
+    found: pafs.FileSystem,
+    format_: pads.ParquetFileFormat,
+    entry: FileEntry,
+    data: pa.Buffer | None,
+    values: tuple[str, ...] | None,
+    dictionaries: bool,
+    old: bool = False,
+) -> pads.ParquetFileFragment:
+    """A file's content, from its bytes or where it lies.
+
+    What is known of all its rows goes before what is in it: its folders' values and, of
+    ``old`` files, the current version, whose rows they become (columns that they lack are
+    null).
+    """
+    known = _partition_expression(values, dictionaries) if values else None
+    if old and known is not None:
+        known = known & (pc.field("schema_version") == pa.scalar(SCHEMA_VERSION, pa.int32()))
+    if data is not None:
+        return format_.make_fragment(data, partition_expression=known)
+    return format_.make_fragment(
+        entry.path, found, partition_expression=known, file_size=entry.size
+    )
 
 
 def _partition_of(path: str) -> tuple[str, ...] | None:
@@ -226,7 +247,9 @@ def read_parts(
     expression: pc.Expression | None = None,
     dictionaries: bool = False,
 ) -> pa.Table:
-    """Columns of some rows, in the current version, in the order of the files.
+    """Columns of some rows, in the current version: those of version 1, then all others.
+
+    Both in the order of the files.
 
     Args:
         found: file system of the parts.
@@ -242,12 +265,12 @@ def read_parts(
     """
     schema = text_schema(dictionaries)
     tables = [pa.schema([schema.field(name) for name in columns]).empty_table()]
-    for version in FILE_SCHEMAS:
-        fragments = [part.fragment for part in parts if part.version == version]
+    for first in (True, False):
+        fragments = [part.fragment for part in parts if (part.version == 1) == first]
         if not fragments:
             continue
         options = {"columns": list(columns), "filter": expression}
-        if version == 1:
+        if first:
             table = pads.FileSystemDataset(fragments, FILE_SCHEMAS[1], fragments[0].format)
             rows = pads.dataset(upgraded(table.to_table(), schema))
         else:

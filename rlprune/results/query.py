@@ -24,6 +24,7 @@ from rlprune.results.parts import results_uri
 from rlprune.results.statistics import BUDGETS, MEASURES, SETTING, aggregate_seeds
 from rlprune.results.where import parse_where
 
+HOW_TIMED = "`rlprune bench RUN --all` times learned networks and their dense ones."
 _SERIES = ("experiment", "trial", "config_hash", "method")  # whose steps are a history
 _REPORTED = ("validation_accuracy", "test_accuracy", "storage_bytes", "macs_mean", "macs_max")
 _NAMING = (
@@ -43,6 +44,7 @@ _NAMING = (
     "checkpoint_uri",
     "row_id",
 )
+_TIMED_WITH = ("latency_machine", "latency_threads", "latency_batch")
 _SMALL_BYTES = 64 << 20  # read in one go: listing and opening files costs more than columns
 
 
@@ -84,12 +86,15 @@ class FrontAnswer:
         front: the candidates on the front with the columns that name them, by group, the
             first objective's best first.
         hypervolumes: one row per group with the column ``hypervolume``; None if not asked.
+        timed: where an objective is a latency, the settings that the candidates were timed
+            with, one row each (machine, threads, batch); else None.
     """
 
     query: FrontQuery
     points: pd.DataFrame
     front: pd.DataFrame
     hypervolumes: pd.DataFrame | None
+    timed: pd.DataFrame | None = None
 
 
 def find_front(uri: str | Path, query: FrontQuery, *, skip_bad: bool = False) -> FrontAnswer:
@@ -113,6 +118,8 @@ def find_front(uri: str | Path, query: FrontQuery, *, skip_bad: bool = False) ->
         remedy = "" if query.where is None else " with this condition"
         raise ResultsError(f"results {uri}: there are no rows{remedy}.")
     points = _last_steps(df) if query.steps == "last" else df
+    _check_values(points, query)
+    timed = points[list(_TIMED_WITH)].dropna().drop_duplicates() if _is_timed(query) else None
     if query.seeds == "mean":
         points = aggregate_seeds(points)
     front = _front(points, query)
@@ -121,7 +128,19 @@ def find_front(uri: str | Path, query: FrontQuery, *, skip_bad: bool = False) ->
         chosen = pc.field("row_id").isin(front["row_id"].tolist())
         front = _front(load(uri, columns=naming, filters=chosen, skip_bad=skip_bad), query)
     front = _sorted(front, query)
-    return FrontAnswer(query, points, front, _hypervolumes(front, query))
+    return FrontAnswer(query, points, front, _hypervolumes(front, query), timed)
+
+
+def _is_timed(query: FrontQuery) -> bool:
+    return any(name.startswith("latency_") for name in query.objectives)
+
+
+def _check_values(points: pd.DataFrame, query: FrontQuery) -> None:
+    """Refuses objectives that no point has; unknown columns are refused before."""
+    for name in query.objectives:
+        if points[name].isna().all():
+            remedy = f" {HOW_TIMED}" if name.startswith("latency_") else " Choose another column."
+            raise ResultsError(f"column {name}: none of {len(points):,} rows has a value.{remedy}")
 
 
 def _columns(query: FrontQuery) -> list[str]:
@@ -129,6 +148,8 @@ def _columns(query: FrontQuery) -> list[str]:
     names = [*query.objectives, *query.group_by, "row_id"]
     if query.steps == "last":
         names += [*_SERIES, "step"]
+    if _is_timed(query):
+        names += _TIMED_WITH
     if query.seeds == "mean":
         odd = [name for name in query.objectives if name not in MEASURES]
         odd += [name for name in query.group_by if name not in SETTING]

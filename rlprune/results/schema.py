@@ -1,11 +1,13 @@
-"""The one schema of result rows: name, type, unit and meaning of every column.
+"""The one schema of result rows: what identifies a row, and how files hold it.
 
 A row is one evaluation point of one trial: a method at one tradeoff rate R_r and one
-budget, measured at one step. A table of rows has :data:`SCHEMA`; the files hold it without
-the columns :data:`PARTITIONS`, which are in the names of their folders.
+budget, measured at one step; :mod:`rlprune.results.columns` lists what it says. A table of
+rows has :data:`SCHEMA`; the files hold it without the columns :data:`PARTITIONS`, which are
+in the names of their folders.
 
 Versions: 2 added ``row_id`` and ``configuration``, made ``checkpoint_uri`` the folder of the
-trial (before: one checkpoint in it) and moved :data:`PARTITIONS` out of the files.
+trial (before: one checkpoint in it) and moved :data:`PARTITIONS` out of the files; 3 added
+:data:`LATENCY`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import hashlib
 import json
 import operator
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -23,8 +25,9 @@ from typing import Any
 import pyarrow as pa
 
 from rlprune.errors import ResultsError
+from rlprune.results.columns import COLUMNS, Column
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 METHODS = ("learned", "dense", "uniform", "static_l1", "random", "cascade")
 KEY = (
     "experiment",
@@ -42,118 +45,9 @@ configuration (seeds, budgets, widths) stay apart when their folders are read to
 """
 PARTITIONS = ("dataset", "backbone")
 """Columns that are not in the files but in their folders' names: ``dataset=D/backbone=B``."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        name: as in the files and in :class:`ResultRow`.
-        type: Arrow type.
-        unit: unit of the values, "" for names.
-        meaning: one sentence.
-        nullable: whether a value may be missing; ``meaning`` says when it is.
-        since: the version of the schema that added it.
-    """
-
-    name: str
-    type: pa.DataType
-    unit: str
-    meaning: str
-    nullable: bool = False
-    since: int = 1
-
-
-_STR, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
-_FLOATS = pa.list_(pa.float64())
-_MACS, _FRACTION, _BYTES = "multiply-accumulates per image", "fraction 0-1", "bytes"
-_OF_TEST = "over the test images"
-_COMPLETE = "predictors and agent included (cascade: of both networks)"
-_LAST_PASS = "(cascade: of the last network that ran)"
-
-COLUMNS: tuple[Column, ...] = (
-    Column("schema_version", pa.int32(), "", "version of this table of columns"),
-    Column("experiment", _STR, "", "name of the run or sweep"),
-    Column("trial", _STR, "", "name of the trial, unique in its experiment"),
-    Column("step", _INT, "iterations", "training iteration of the trial when measured"),
-    Column("method", _STR, "", "learned, dense, uniform, static_l1, random or cascade"),
-    Column("seed", _INT, "", "seed of the trial"),
-    Column("backbone", _STR, "", "name of the network, or its package.module:factory"),
-    Column("width", _FLOAT, "", "multiplier of the network's channels"),
-    Column("dataset", _STR, "", "name of the image set"),
-    Column("tradeoff", _STR, "", "trade-off rule, permanent or paper (Eq. 4-5)"),
-    Column("tradeoff_rate", _FLOAT, _FRACTION, "R_r; null for dense and static_l1", True),
-    Column("budget_s", _FLOAT, _FRACTION, "s if the point was at a swept s, else null", True),
-    Column("storage_budget_bytes", _FLOAT, _BYTES, "most bytes stored; null = none", True),
-    Column("compute_max_budget_macs", _FLOAT, _MACS, "most for any image; null = none", True),
-    Column("compute_mean_budget_macs", _FLOAT, _MACS, "most on average; null = none", True),
-    Column("budget_rule", _STR, "", "projected (met by construction) or soft (penalised)"),
-    Column("budgets_met", pa.bool_(), "", "whether every budget above holds as measured"),
-    Column("validation_accuracy", _FLOAT, _FRACTION, "top-1, on the validation images"),
-    Column("test_accuracy", _FLOAT, _FRACTION, f"top-1, {_OF_TEST}"),
-    Column("test_accuracy_top5", _FLOAT, _FRACTION, "top-5; null with at most 10 classes", True),
-    Column("validation_loss", _FLOAT, "nats", "mean cross-entropy, on the validation images"),
-    Column("test_loss", _FLOAT, "nats", f"mean cross-entropy, {_OF_TEST}"),
-    Column("macs_mean", _FLOAT, _MACS, f"mean {_OF_TEST}, predictors, agent, all passes included"),
-    Column("macs_p5", _FLOAT, _MACS, f"5th percentile {_OF_TEST}"),
-    Column("macs_p50", _FLOAT, _MACS, f"median {_OF_TEST}"),
-    Column("macs_p95", _FLOAT, _MACS, f"95th percentile {_OF_TEST}"),
-    Column("macs_max", _FLOAT, _MACS, f"maximum {_OF_TEST}"),
-    Column("macs_dense", _FLOAT, _MACS, "cost of the unpruned backbone"),
-    Column("macs_mean_ratio", _FLOAT, "ratio", "macs_mean / macs_dense"),
-    Column("parameters", _INT, "numbers", f"stored parameters, {_COMPLETE}"),
-    Column("storage_bytes", _INT, _BYTES, f"stored weights, {_COMPLETE}"),
-    Column("storage_dense_bytes", _INT, _BYTES, "stored weights of the unpruned backbone"),
-    Column("storage_ratio", _FLOAT, "ratio", "storage_bytes / storage_dense_bytes"),
-    Column("layer_names", pa.list_(_STR), "", "prunable layers, in order of execution"),
-    Column(
-        "keep_ratio_mean",
-        _FLOATS,
-        _FRACTION,
-        f"per layer: channels computed, mean {_OF_TEST} {_LAST_PASS}",
-    ),
-    Column("keep_ratio_std", _FLOATS, _FRACTION, f"per layer: its standard deviation {_OF_TEST}"),
-    Column(
-        "stored_ratio",
-        _FLOATS,
-        _FRACTION,
-        "per layer: channels not permanently pruned (cascade: of the network with more)",
-    ),
-    Column("rl_updates", _INT, "updates", "PPO updates of the agents so far"),
-    Column("rollouts", _INT, "episodes", "rollouts (one image each) of the agents so far"),
-    Column("training_images", _INT, "images", "images the CNN has processed, all phases"),
-    Column(
-        "finetune_images",
-        _INT,
-        "images",
-        "images of fine-tuning this method's network (cascade: both)",
-    ),
-    Column("seconds_pretrain", _FLOAT, "s", "wall time of pretraining"),
-    Column("seconds_importance", _FLOAT, "s", "wall time of both importance phases"),
-    Column("seconds_agents", _FLOAT, "s", "wall time of training the agents"),
-    Column("seconds_finetune", _FLOAT, "s", "wall time of fine-tuning this method's network"),
-    Column("seconds_evaluate", _FLOAT, "s", "wall time of measuring this point"),
-    Column(
-        "checkpoint_uri",
-        _STR,
-        "",
-        "folder of the trial; its newest checkpoint holds the learned network",
-        True,
-    ),
-    Column("config_hash", _STR, "", "hash of the trial's resolved configuration"),
-    Column(
-        "configuration",
-        _STR,
-        "",
-        "JSON object: the trial's resolved configuration; null in rows of version 1",
-        True,
-        since=2,
-    ),
-    Column("versions", _STR, "", "JSON object: versions of python, torch, ray and rlprune"),
-    Column("created_at", pa.timestamp("us", tz="UTC"), "UTC", "when the row was made"),
-    Column("row_id", _INT, "", "hash of the columns that identify a row", since=2),
-)
+LATENCY = tuple(column.name for column in COLUMNS if column.name.startswith("latency_"))
+"""Columns that ``rlprune bench`` fills in: of each row all or none but the dense ones."""
+_OPTIONAL = ("latency_dense_seconds", "latency_ratio")
 
 
 def _schema(columns: Sequence[Column]) -> pa.Schema:
@@ -164,7 +58,8 @@ SCHEMA: pa.Schema = _schema(COLUMNS)
 """A table of rows, as :func:`rlprune.results.load` gives it."""
 FILE_SCHEMAS: dict[int, pa.Schema] = {
     1: _schema([column for column in COLUMNS if column.since == 1]),
-    2: _schema([column for column in COLUMNS if column.name not in PARTITIONS]),
+    2: _schema([c for c in COLUMNS if c.name not in PARTITIONS and c.since <= 2]),
+    3: _schema([c for c in COLUMNS if c.name not in PARTITIONS]),
 }
 """What is inside a file, by version. All of version 1 lies in flat folders."""
 
@@ -206,7 +101,8 @@ class ResultRow:
 
     Raises:
         ResultsError: unknown method, no name of dataset or backbone, per-layer lists of
-            unequal length, a step that is no integer, or a time without zone.
+            unequal length, a step that is no integer, a time without zone, or a latency
+            without its setting.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -255,6 +151,15 @@ class ResultRow:
     seconds_agents: float
     seconds_finetune: float
     seconds_evaluate: float
+    latency_seconds: float | None = None
+    latency_p25_seconds: float | None = None
+    latency_p75_seconds: float | None = None
+    latency_dense_seconds: float | None = None
+    latency_ratio: float | None = None
+    latency_batch: int | None = None
+    latency_threads: int | None = None
+    latency_machine: str | None = None
+    latency_measured_at: datetime | None = None
     checkpoint_uri: str | None
     config_hash: str
     configuration: str | None = None
@@ -273,8 +178,13 @@ class ResultRow:
         for name in PARTITIONS:
             if getattr(self, name) == "":
                 problem = f"{name} must not be empty"
-        if self.created_at.tzinfo is None:
-            problem = f"created_at must have a time zone (got {self.created_at!r})"
+        for name in ("created_at", "latency_measured_at"):
+            time = getattr(self, name)
+            if time is not None and time.tzinfo is None:
+                problem = f"{name} must have a time zone (got {time!r})"
+        timed = {getattr(self, name) is not None for name in LATENCY if name not in _OPTIONAL}
+        if len(timed) > 1:
+            problem = f"{', '.join(LATENCY)} must be given together"
         try:
             object.__setattr__(self, "row_id", row_id(self.row_key))
         except (TypeError, ValueError) as error:
@@ -304,7 +214,8 @@ def rows_to_table(rows: list[ResultRow]) -> pa.Table:
             )
         try:
             if pa.types.is_integer(column.type):
-                values = [operator.index(value) for value in values]  # Arrow would truncate 1.5
+                # Arrow would truncate 1.5
+                values = [None if value is None else operator.index(value) for value in values]
             arrays.append(pa.array(values, type=column.type))
         except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
             trials = ", ".join(sorted({row.trial for row in rows}))
@@ -312,6 +223,40 @@ def rows_to_table(rows: list[ResultRow]) -> pa.Table:
                 f"result rows of trial {trials}: {column.name} must be {column.type} ({error})"
             ) from error
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def row_from(record: Mapping[Any, Any]) -> ResultRow:
+    """A row as it was written, from one of a loaded frame with all columns.
+
+    Args:
+        record: of ``frame.to_dict("records")``.
+
+    Raises:
+        ResultsError: the values are those of no row.
+    """
+    known = {c.name: _read(c, record[c.name]) for c in COLUMNS if c.name not in _MADE}
+    return ResultRow(**known)
+
+
+_MADE = ("schema_version", "row_id")
+
+
+def _read(column: Column, value: Any) -> Any:
+    """A value of a frame as a row holds it; frames know missing values as NaN or NaT."""
+    if pa.types.is_list(column.type):
+        return tuple(value.tolist() if hasattr(value, "tolist") else value)
+    if column.nullable and (value is None or value != value):
+        return None
+    if pa.types.is_timestamp(column.type):
+        return value.to_pydatetime() if hasattr(value, "to_pydatetime") else value
+    for check, kind in (
+        (pa.types.is_boolean, bool),
+        (pa.types.is_integer, int),
+        (pa.types.is_floating, float),
+    ):
+        if check(column.type):
+            return kind(value)
+    return value
 
 
 def _plain(value: Any) -> Any:

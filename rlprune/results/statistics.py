@@ -45,6 +45,9 @@ MEASURES = (
     "storage_bytes",
     "storage_dense_bytes",
     "storage_ratio",
+    "latency_seconds",
+    "latency_dense_seconds",
+    "latency_ratio",
 )
 """What is averaged over seeds."""
 # What a method has no value of, so that it cannot be compared in it.

@@ -1,11 +1,15 @@
-"""Rows of older schema versions, as rows of the current one."""
+"""Rows of schema version 1, as rows of the current one.
+
+Rows of later versions need no more than their new columns, as null, and the current version
+(``rlprune.results.parts``): they are read in pieces.
+"""
 
 from __future__ import annotations
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlprune.results.schema import KEY, SCHEMA_VERSION, row_id
+from rlprune.results.schema import KEY, SCHEMA, SCHEMA_VERSION, row_id
 
 
 def upgraded(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -19,15 +23,13 @@ def upgraded(table: pa.Table, schema: pa.Schema) -> pa.Table:
     made = {
         "schema_version": pa.repeat(pa.scalar(SCHEMA_VERSION, pa.int32()), len(table)),
         "row_id": pa.array([row_id(key) for key in keys], pa.int64()),
-        "configuration": pa.nulls(len(table), pa.string()),
         # version 1 named one checkpoint, run/checkpoints/checkpoint_000012
         "checkpoint_uri": pc.replace_substring_regex(
             table["checkpoint_uri"], r"/checkpoints/checkpoint_\d+/?$", ""
         ),
     }
-    columns = [
-        made.get(name, table[name] if name in table.column_names else None) for name in schema.names
-    ]
+    there = {name: table[name] for name in table.column_names} | made
+    columns = [there.get(field.name, pa.nulls(len(table), field.type)) for field in SCHEMA]
     return pa.table(
         [_typed(column, field.type) for column, field in zip(columns, schema, strict=True)],
         schema=schema,

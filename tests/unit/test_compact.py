@@ -129,10 +129,32 @@ def test_old_versions_are_upgraded(tmp_path: Path) -> None:
     shutil.copytree(FIXTURES, tmp_path / "results")
     before = load_rows(tmp_path)
     report = compact(tmp_path)
-    assert report.upgraded == 3
+    assert report.upgraded == 6  # 3 files of version 1, 3 of version 2
     pd.testing.assert_frame_equal(load_rows(tmp_path), before)
     assert not list((tmp_path / "results" / "results_v1").glob("*.parquet"))
+    for path in parquet_files(tmp_path):
+        assert set(pq.read_table(path, partitioning=None)["schema_version"].to_pylist()) == {3}
     assert compact(tmp_path).upgraded == 0
+
+
+@pytest.mark.parametrize("whole_bytes", [4 << 20, 0])
+@pytest.mark.parametrize("name", ["compacted-last-", "compacted-full-", "rows-"])
+def test_a_single_file_of_version_2_is_upgraded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, whole_bytes: int
+) -> None:
+    """Also where nothing else is to be done; the new file may have the old one's name."""
+    monkeypatch.setattr(PARTS, "WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr(COMPACT, "WHOLE_BYTES", whole_bytes)
+    (source,) = (FIXTURES / "results_v2").rglob("compacted-last-*.parquet")
+    place = tmp_path / "results" / source.parent.relative_to(FIXTURES / "results_v2")
+    place.mkdir(parents=True)
+    shutil.copy(source, place / source.name.replace("compacted-last-", name))
+    before = load_rows(tmp_path)
+    report = compact(tmp_path)
+    assert (report.upgraded, report.files_after, report.changed) == (1, 1, 0)
+    pd.testing.assert_frame_equal(load_rows(tmp_path), before)
+    (path,) = parquet_files(tmp_path)
+    assert "latency_seconds" in pq.read_schema(path).names
 
 
 def test_a_killed_compaction_is_repaired_by_the_next(folder: Path, tmp_path: Path) -> None:

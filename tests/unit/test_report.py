@@ -22,6 +22,7 @@ from rlprune.report.figures import tradeoff_figure
 from rlprune.report.styles import STYLES
 from rlprune.report.terminal import rich_table
 from rlprune.results import METHODS, SCHEMA, ResultRow
+from rlprune.results.schema import LATENCY
 
 DENSE_BYTES = 90_000
 
@@ -50,7 +51,7 @@ def _point(
     fields = [field.name for field in dataclasses.fields(ResultRow)]
     numbers = dict.fromkeys(fields, 0) | {"schema_version": 1, "macs_dense": 174e6}
     lists: dict[str, Any] = {name: [] for name in ("layer_names", "keep_ratio_mean")}
-    lists |= {"keep_ratio_std": [], "stored_ratio": []}
+    lists |= {"keep_ratio_std": [], "stored_ratio": []} | dict.fromkeys(LATENCY)
     return {
         **numbers,
         **lists,

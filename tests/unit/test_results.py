@@ -33,7 +33,7 @@ from rlprune.results import (
     summary_table,
     write_rows,
 )
-from rlprune.results.schema import row_id, rows_to_table
+from rlprune.results.schema import LATENCY, row_from, row_id, rows_to_table
 from rlprune.results.store import parquet_bytes
 
 
@@ -61,7 +61,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     frame = load_rows(tmp_path)
     assert list(frame.columns) == SCHEMA.names
     (record,) = frame.to_dict("records")
-    assert record["schema_version"] == SCHEMA_VERSION == 2
+    assert record["schema_version"] == SCHEMA_VERSION == 3
     assert record["row_id"] == make_row().row_id
     for name, value in EXAMPLE.items():
         if value is None:
@@ -70,7 +70,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
             assert tuple(record[name]) == value, name
         else:
             assert record[name] == value, name
-    assert pq.read_schema(path).equals(FILE_SCHEMAS[2])
+    assert pq.read_schema(path).equals(FILE_SCHEMAS[3])
     assert not set(PARTITIONS) & set(pq.read_schema(path).names)
 
 
@@ -236,8 +236,8 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 def test_files_of_version_1_are_upgraded_on_read() -> None:
     frame = load_rows(FIXTURES / "results_v1").set_index(["trial", "method", "tradeoff_rate"])
     assert len(frame) == 5
-    assert set(frame["schema_version"]) == {2}
-    assert frame["configuration"].isna().all()
+    assert set(frame["schema_version"]) == {SCHEMA_VERSION}
+    assert frame["configuration"].isna().all() and frame["latency_seconds"].isna().all()
     row = frame.loc[("first", "learned", 0.5)]
     assert row["checkpoint_uri"] == "runs/old"  # was runs/old/checkpoints/checkpoint_000004
     assert (row["backbone"], row["dataset"]) == ("my.package:factory", "digits")
@@ -249,14 +249,41 @@ def test_files_of_version_1_are_upgraded_on_read() -> None:
     assert some["seed"].tolist() == [0]
 
 
-def test_files_of_version_2(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole_bytes", [4 << 20, 0])
+def test_files_of_version_2(whole_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read whole, and as if they were too large for that."""
+    monkeypatch.setattr("rlprune.results.parts.WHOLE_BYTES", whole_bytes)
     frame = load_rows(FIXTURES / "results_v2").set_index(["trial", "method", "tradeoff_rate"])
     assert len(frame) == 5
+    assert set(frame["schema_version"]) == {SCHEMA_VERSION}
+    assert frame[list(LATENCY)].isna().all(axis=None)
     assert set(frame["configuration"]) == {'{"seed": 0}'}
     assert frame["test_accuracy"].loc[("first", "learned", 0.0)] == 0.8
     assert frame["row_id"].loc[("second", "learned", 0.5)] == 1735397230532471395
-    both = load(FIXTURES, columns=["experiment"])["experiment"].value_counts()
-    assert both.to_dict() == {"old": 5, "new": 5}
+    for columns in (["schema_version", "latency_machine"], None):
+        for condition, count in (
+            (pc.field("schema_version") == SCHEMA_VERSION, 5),  # as rows are given, not written
+            (pc.field("schema_version") == 2, 0),
+            (pc.field("latency_seconds").is_null() & (pc.field("backbone") == "resnet20"), 1),
+        ):
+            some = load(FIXTURES / "results_v2", columns=columns, filters=condition)
+            assert len(some) == count, (columns, condition)
+
+
+def test_files_of_version_3() -> None:
+    frame = load_rows(FIXTURES / "results_v3").set_index(["trial", "method", "tradeoff_rate"])
+    assert len(frame) == 5
+    assert frame["latency_seconds"].isna().sum() == 2
+    row = frame.loc[("first", "learned", 0.5)]  # timed twice
+    assert (row["latency_seconds"], row["latency_batch"], row["latency_ratio"]) == (0.0045, 8, 0.5)
+    assert row["latency_machine"] == "EPYC, 2 cores"
+    assert row["latency_measured_at"] == NOW + timedelta(hours=1)
+    assert frame.loc[("first", "learned", 0.0), "latency_p75_seconds"] == 0.005
+
+
+def test_versions_are_read_together() -> None:
+    all_of_them = load(FIXTURES, columns=["experiment"])["experiment"].value_counts()
+    assert all_of_them.to_dict() == {"old": 5, "new": 5, "timed": 5}
 
 
 def test_a_newer_row_replaces_one_of_version_1(tmp_path: Path) -> None:
@@ -272,13 +299,13 @@ def test_a_newer_row_replaces_one_of_version_1(tmp_path: Path) -> None:
 
 
 def bad_version(path: Path, version: int) -> None:
-    table = rows_to_table([make_row()]).select(FILE_SCHEMAS[2].names)
+    table = rows_to_table([make_row()]).select(FILE_SCHEMAS[3].names)
     column = pa.array([version], pa.int32())
     pq.write_table(table.set_column(0, SCHEMA.field("schema_version"), column), path)
 
 
 def without_values(path: Path) -> None:
-    table = rows_to_table([make_row()]).select(FILE_SCHEMAS[2].names)
+    table = rows_to_table([make_row()]).select(FILE_SCHEMAS[3].names)
     position = table.schema.get_field_index("test_loss")
     pq.write_table(table.set_column(position, "test_loss", pa.nulls(1, pa.float64())), path)
 
@@ -291,7 +318,7 @@ def damaged_inside(path: Path) -> None:
     path.write_bytes(data)
 
 
-EMPTY = FILE_SCHEMAS[2].empty_table()
+EMPTY = FILE_SCHEMAS[3].empty_table()
 
 
 @pytest.mark.parametrize(
@@ -303,8 +330,8 @@ EMPTY = FILE_SCHEMAS[2].empty_table()
         (lambda path: pd.DataFrame({"x": [1]}).to_parquet(path), "not a file of rlprune"),
         (lambda p: pq.write_table(EMPTY.drop(["test_loss"]), p), "column test_loss is missing"),
         (
-            lambda path: bad_version(path, 3),
-            "schema version 3, this rlprune reads versions 1 to 2",
+            lambda path: bad_version(path, 4),
+            "schema version 4, this rlprune reads versions 1 to 3",
         ),
         (lambda path: bad_version(path, 1), "column backbone is missing"),
         (without_values, "column test_loss has missing values"),
@@ -322,7 +349,7 @@ EMPTY = FILE_SCHEMAS[2].empty_table()
         ),
         (
             lambda path: pq.write_table(
-                rows_to_table([make_row()]).select(FILE_SCHEMAS[2].names), path
+                rows_to_table([make_row()]).select(FILE_SCHEMAS[3].names), path
             ),
             "must lie in folders dataset=.../backbone=...",
         ),
@@ -430,6 +457,48 @@ def test_row_key_and_defaults() -> None:
     row = ResultRow(**values)
     assert '"torch"' in row.versions
     assert datetime.now(timezone.utc) - row.created_at < timedelta(minutes=1)
+
+
+TIMED: dict[str, Any] = {
+    "latency_seconds": 0.004,
+    "latency_p25_seconds": 0.003,
+    "latency_p75_seconds": 0.005,
+    "latency_dense_seconds": None,
+    "latency_ratio": None,
+    "latency_batch": 8,
+    "latency_threads": 1,
+    "latency_machine": "EPYC, 2 cores",
+    "latency_measured_at": NOW,
+}
+
+
+@pytest.mark.parametrize("lacking", ["latency_seconds", "latency_batch", "latency_machine"])
+def test_a_latency_needs_its_setting(lacking: str) -> None:
+    make_row(**TIMED)
+    with pytest.raises(ResultsError, match="latency_machine, .* must be given together"):
+        make_row(**{**TIMED, lacking: None})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, TIMED, {"tradeoff_rate": None, "budget_s": 0.3, "checkpoint_uri": "s3://x"},
+     {"layer_names": (), "keep_ratio_mean": (), "keep_ratio_std": (), "stored_ratio": (),
+      "rollouts": 2**53 + 1}],
+)  # fmt: skip
+def test_a_loaded_row_is_the_row_that_was_written(tmp_path: Path, changes: dict[str, Any]) -> None:
+    # with a neighbour of other nulls, whose columns are of other types then
+    row, other = make_row(**changes), make_row(step=9, **TIMED)
+    write_rows(tmp_path, [row, other])
+    frame = load_rows(tmp_path)
+    assert [row_from(record) for record in frame.to_dict("records")] == [row, other]
+    assert row_from(frame.iloc[0].to_dict()) == row
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_rows_of_every_version_can_be_written_again(tmp_path: Path, version: int) -> None:
+    frame = load_rows(FIXTURES / f"results_v{version}")
+    write_rows(tmp_path, [row_from(record) for record in frame.to_dict("records")])
+    pd.testing.assert_frame_equal(load_rows(tmp_path), frame)
 
 
 def test_summary_table() -> None:
