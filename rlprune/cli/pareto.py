@@ -92,6 +92,8 @@ def pareto(
     and their accuracy is optimistic. With --seeds mean the front is one of settings, not of
     lucky seeds; errors are standard errors of the mean.
 
+    Latencies (latency_seconds, latency_ratio) are there once rlprune bench has measured them.
+
     A condition knows column names, numbers, 'texts', None, == != < <= > >=, in, and, or, not
     and parentheses; rlprune schema lists the columns.
 
@@ -99,6 +101,8 @@ def pareto(
       rlprune pareto runs/sweep_digits --group-by backbone --plot front.png
 
       rlprune pareto runs/sweep --minimize macs_max --where "dataset == 'cifar10' and seed < 3"
+
+      rlprune pareto runs/sweep --minimize latency_seconds,storage_bytes
 
       rlprune pareto runs/sweep --seeds mean --format csv > front.csv
     """

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlprune.report.units import Unit, unit_of
-from rlprune.results.query import FrontAnswer
+from rlprune.results.query import HOW_TIMED, FrontAnswer
 from rlprune.results.statistics import BUDGETS
 
 _WHO = ("dataset", "backbone", "width", "experiment", "trial", "method", "seed", "step")
@@ -67,7 +67,10 @@ def notes(answer: FrontAnswer) -> list[str]:
     lines = [f"{len(front):,} of {len(answer.points):,} {what}: {', '.join(goals)}{each}."]
     missing = int(answer.points[list(query.objectives)].isna().any(axis=1).sum())
     if missing:
-        lines.append(f"{missing:,} {what} lack an objective and were left out.")
+        how = f" {HOW_TIMED}" if answer.timed is not None else ""
+        lines.append(f"{missing:,} {what} lack an objective and were left out.{how}")
+    if answer.timed is not None:
+        lines += _timing_lines(answer, answer.timed)
     if query.seeds == "mean" and answer.points["n"].nunique() > 1:
         least, most = answer.points["n"].min(), answer.points["n"].max()
         lines.append(f"Settings have {least} to {most} seeds; means of few are less certain.")
@@ -80,6 +83,21 @@ def notes(answer: FrontAnswer) -> list[str]:
     if answer.hypervolumes is not None:
         lines += _volume_lines(answer, answer.hypervolumes)
     return lines
+
+
+def _timing_lines(answer: FrontAnswer, timed: pd.DataFrame) -> list[str]:
+    """With what the latencies were measured, and a warning where that differs in one front."""
+    settings = [
+        f"batch {row['latency_batch']:.0f}, threads {row['latency_threads']:.0f}, "
+        f"{row['latency_machine']}"
+        for row in timed.to_dict("records")
+    ]
+    if len(settings) <= 1:
+        return [f"Latency: {setting}." for setting in settings]
+    mixed = [str(name) for name in timed if timed[name].nunique() > 1]
+    apart = set(mixed) <= set(answer.query.group_by)
+    advice = "" if apart else f" Compare like with like: --group-by {' --group-by '.join(mixed)}."
+    return [f"Latencies of {len(settings)} settings ({'; '.join(settings)}).{advice}"]
 
 
 def _volume_lines(answer: FrontAnswer, volumes: pd.DataFrame) -> list[str]:

@@ -119,7 +119,7 @@ def find_front(uri: str | Path, query: FrontQuery, *, skip_bad: bool = False) ->
         raise ResultsError(f"results {uri}: there are no rows{remedy}.")
     points = _last_steps(df) if query.steps == "last" else df
     _check_values(points, query)
-    timed = points[list(_TIMED_WITH)].dropna().drop_duplicates() if _is_timed(query) else None
+    timed = _timed_with(points) if _is_timed(query) else None
     if query.seeds == "mean":
         points = aggregate_seeds(points)
     front = _front(points, query)
@@ -133,6 +133,12 @@ def find_front(uri: str | Path, query: FrontQuery, *, skip_bad: bool = False) ->
 
 def _is_timed(query: FrontQuery) -> bool:
     return any(name.startswith("latency_") for name in query.objectives)
+
+
+def _timed_with(points: pd.DataFrame) -> pd.DataFrame:
+    names = list(_TIMED_WITH)
+    known = points[names].dropna().astype({"latency_machine": str}).drop_duplicates()
+    return known.sort_values(names, ignore_index=True)
 
 
 def _check_values(points: pd.DataFrame, query: FrontQuery) -> None:
