@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlprune.cli.bench import bench
 from rlprune.cli.calibrate import calibrate
 from rlprune.cli.clean import INTERRUPTED, clean_errors
 from rlprune.cli.pareto import pareto
 from rlprune.cli.report import report
 from rlprune.cli.results import app as results
-from rlprune.cli.ship import bench, convert, export, predict
+from rlprune.cli.ship import convert, export, predict
 from rlprune.cli.sweep import status, sweep
 
 if TYPE_CHECKING:

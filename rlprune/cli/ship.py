@@ -1,17 +1,14 @@
-"""``rlprune export``, ``convert``, ``predict``, ``bench``: a point as a file, at work."""
+"""``rlprune export``, ``convert``, ``predict``: a point as a file, at work."""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rlprune.cli.clean import clean_errors
-
-if TYPE_CHECKING:
-    from rlprune.deploy.bench import Timing
 
 
 class Dtype(str, Enum):
@@ -120,78 +117,6 @@ def convert(
             torch.export.save(to_program(model, budget, multiple), output)
             size = output.stat().st_size
         typer.echo(f"{output}: {size:,} bytes ({file.stat().st_size:,} in {file}).")
-
-
-def bench(
-    file: Annotated[Path, typer.Argument(help="A file made by rlprune export.")],
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Image files that decide what is computed; none: random pixels."),
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
-    repeats: Annotated[int, typer.Option(min=3, help="Interleaved repeats.")] = 40,
-) -> None:
-    """Time a shipped model beside the dense network and a static one of the same widths.
-
-    "static" is the practical limit: a plain network with the channels that are computed on
-    average. "masked" computes all that is stored and multiplies by zero.
-
-    Examples:
-      rlprune bench small.safetensors
-
-      rlprune bench small.safetensors *.png --batch 16 --threads 2
-    """
-    with clean_errors():
-        import torch
-        from rich.console import Console
-
-        from rlprune.deploy import PrunedModel
-        from rlprune.deploy.bench import compare
-        from rlprune.deploy.picture import read_picture
-
-        torch.set_num_threads(threads)
-        model = PrunedModel.load(file)
-        shape = model.spec.input_shape
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (batch, *shape), generator=generator, dtype=torch.uint8)
-        if images:
-            read = [read_picture(path, shape) for path in images]
-            pixels = torch.cat([read[index % len(read)] for index in range(batch)])
-        console = Console(stderr=True)
-        with console.status("Warming up.") as status:
-            timings = compare(
-                model,
-                model.normalize(pixels),
-                repeats,
-                report=lambda done, total: status.update(f"{done} of {total} repeats."),
-            )
-        _show_timings(timings, f"batch {batch}, {threads} thread{'s' * (threads > 1)}", file)
-
-
-def _show_timings(timings: list[Timing], setting: str, file: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    dense = next(timing for timing in timings if timing.name == "dense")
-    table = Table(
-        "network",
-        "ms per image (quartiles)",
-        "images / s",
-        "faster than dense",
-        "MACs / dense",
-        title=f"{file.name}: {file.stat().st_size:,} bytes, {setting}",
-    )
-    for timing in timings:
-        spread = f"{1e3 * timing.low:.3f}-{1e3 * timing.high:.3f}"
-        table.add_row(
-            timing.name,
-            f"{1e3 * timing.median:.3f} ({spread})",
-            f"{1.0 / timing.median:,.0f}",
-            f"{dense.median / timing.median:.2f}x",
-            f"{timing.macs / dense.macs:.3f}",
-        )
-    Console().print(table)
 
 
 def predict(

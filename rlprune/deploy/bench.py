@@ -1,179 +1,222 @@
 """How fast a shipped model is on this machine, beside what it could be.
 
-Rivals have the same program and arbitrary weights: speed does not depend on them.
-
-- ``dense``: the original network, BatchNorm folded, in the memory format that is faster;
-- ``static``: a plain network with as many channels in each layer as the model computes on
-  average: no decisions, nothing gathered, the practical limit;
-- ``masked``: the model itself, but computing all that is stored and multiplying by masks.
-
-Times are medians of interleaved repeats, so that a busy machine slows all alike.
+All ways to run (:mod:`rlprune.deploy.rivals`) take turns, each turn in another order, so that
+a busy machine slows all alike; before that each one sees all images. A turn's images are
+the next ones: an agent computes other channels for every image, and a convolution of new
+widths is prepared anew, as in real use. Ratios are of neighbouring runs.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
+import gc
+import os
+import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rlprune.deploy.layer import channel_columns
+from rlprune.deploy import fast
 from rlprune.deploy.model import PrunedModel
-from rlprune.deploy.spec import LayerSpec, ModelSpec, PolicySpec
+from rlprune.deploy.rivals import DENSE, Way, ways_to_run
+
+Report = Callable[[int, int], None]
+Seconds = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How everything is timed.
+
+    Attributes:
+        batch: images of a call.
+        threads: of torch.
+        repeats: turns that count.
+        warmup: least number of turns before; all images are run before as well.
+    """
+
+    batch: int = 1
+    threads: int = 1
+    repeats: int = 40
+    warmup: int = 5
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One way to run.
+    """One network, run the faster way.
 
     Attributes:
-        name: as in the module.
+        way: how it was run.
         median: seconds per image.
         low, high: 25 % and 75 % of the repeats.
-        macs: per image, of what is computed (``masked``: of what is kept).
+        ratio: its time / the dense network's of the same turn, median; None: not timed.
     """
 
-    name: str
+    way: Way
     median: float
     low: float
     high: float
-    macs: float
+    ratio: float | None
 
-
-def static_like(model: PrunedModel, widths: Sequence[int], seed: int = 0) -> PrunedModel:
-    """A plain network of the model's program with so many channels per layer.
-
-    Args:
-        model: whose program and shapes are taken.
-        widths: channels of every layer, [T], at least 1, at most C.
-        seed: of the arbitrary weights.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    layers = tuple(_plain(layer, w) for layer, w in zip(model.spec.layers, widths, strict=True))
-    spec = replace(model.spec, layers=layers, policy=PolicySpec("none"), dtype="float32")
-    tensors: dict[str, Tensor] = {}
-    for index, layer in enumerate(layers):
-        inputs = _columns(spec, [[run.layer, run.channels] for run in layer.inputs])
-        shapes = {
-            "filter": (layer.stored, inputs, *layer.kernel),
-            "channel": (layer.stored, len(channel_columns(layer))),
-        }
-        for name, shape in shapes.items():
-            tensors[f"{index}.{name}"] = _noise(shape, generator)
-        if layer.stored < layer.channels:
-            tensors[f"{index}.index"] = torch.arange(layer.stored, dtype=torch.int32)
-    for node in spec.program:
-        if node.kind in ("conv", "linear", "follower", "affine"):
-            for name in (f"{node.target}.weight", f"{node.target}.bias"):
-                size = list(model.numbers[name].shape)
-                if node.kind == "follower":
-                    size[0] = layers[int(node.kwargs["layer"])].stored
-                elif node.kind in ("conv", "linear") and name.endswith(".weight"):
-                    groups = int(node.kwargs.get("groups", 1))
-                    columns = _columns(spec, node.kwargs["runs"]) // groups
-                    size[1] = columns * int(node.kwargs.get("each", 1))
-                tensors[name] = _noise(tuple(size), generator)
-    return PrunedModel(spec, tensors)
-
-
-def _plain(layer: LayerSpec, width: int) -> LayerSpec:
-    return replace(
-        layer, stored=int(width), static_votes=0, rank=None, width_affine=False, norm=False
-    )
-
-
-def _columns(spec: ModelSpec, runs: Sequence[Sequence[int | None]]) -> int:
-    total = 0
-    for layer, channels in runs:
-        total += int(channels or 0) if layer is None else spec.layers[layer].stored
-    return total
-
-
-def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    fan_in = max(1, int(np.prod(shape[1:])))
-    return torch.randn(shape, generator=generator) / math.sqrt(fan_in)
+    @property
+    def name(self) -> str:
+        """Of the network, as in :mod:`rlprune.deploy.rivals`."""
+        return self.way.name
 
 
 def compare(
     model: PrunedModel,
     images: Tensor,
-    repeats: int = 40,
-    warmup: int = 5,
-    report: Callable[[int, int], None] | None = None,
+    setting: Setting,
+    rivals: Sequence[str] | None = None,
+    report: Report | None = None,
 ) -> list[Timing]:
-    """Times the model and its rivals, each repeat in turn.
+    """Times the model and its rivals.
 
     Args:
         model: as loaded.
-        images: normalised, float32 [B, C, H, W]; they decide what is computed.
-        repeats, warmup: runs that count, and runs before.
-        report: called with (repeats done, repeats in all).
+        images: normalised, float32 [N, C, H, W]; they decide what is computed. Fewer than a
+            batch are repeated; what is left behind the last whole batch is not run.
+        setting: how.
+        rivals: which; None: all that there are.
+        report: called with (turns done, turns in all).
 
     Returns:
-        Timings of "shipped", "masked" (where there is a runtime agent), "static", "dense".
+        Timings of the shipped model and its rivals.
+
+    Raises:
+        ArtifactError: a rival that there is not for this model.
     """
-    model(images)
-    counts = np.array([image.counts for image in model.last], dtype=np.float64)
-    spent, channels = float(model.macs().mean()), [layer.channels for layer in model.spec.layers]
-    widths = np.clip(np.rint(counts.mean(0)).astype(int), 1, None).tolist()
-    dense, static = static_like(model, channels), static_like(model, widths)
-    last = images.contiguous(memory_format=torch.channels_last)
-    runs: dict[str, Callable[[], object]] = {
-        "shipped": lambda: model(images),
-        "static": lambda: static(images),
-        "static, channels last": lambda: static(last),
-        "dense": lambda: dense(images),
-        "dense, channels last": lambda: dense(last),
-    }
-    if model.spec.policy.kind != "none":
-        runs["masked"] = lambda: model(images, mode="masked")
-    seconds = _interleaved(runs, repeats, warmup, report)
-    macs = {
-        "shipped": spent,
-        "masked": spent,
-        "static": _conv_macs(static),
-        "dense": model.spec.costs.dense_macs,
-    }
-    found = []
-    for name, amount in macs.items():
-        ways = [way for way in seconds if way == name or way.startswith(f"{name},")]
-        if ways:
-            best = min(ways, key=lambda way: float(np.median(seconds[way])))
-            low, median, high = np.quantile(seconds[best], [0.25, 0.5, 0.75]) / len(images)
-            found.append(Timing(name, float(median), float(low), float(high), amount))
-    return found
+    parts = batches(images, setting.batch)
+    with torch_threads(setting.threads):
+        ways = ways_to_run(model, torch.cat(parts), rivals)
+        seconds = take_turns([_timed(way, parts) for way in ways], len(parts), setting, report)
+    seconds = seconds[..., 0] / len(parts[0])
+    chosen = _faster(ways, seconds)
+    dense = next((seconds[at] for at in chosen if ways[at].name == DENSE), None)
+    return [_timing(ways[at], seconds[at], dense) for at in chosen]
 
 
-def _conv_macs(model: PrunedModel) -> float:
-    """MACs of a plain network: what its prunable convolutions compute."""
-    counts = [layer.stored for layer in model.spec.layers]
-    total = 0.0
-    for layer in model.spec.layers:
-        inputs = sum(
-            run.channels if run.layer is None else counts[run.layer] for run in layer.inputs
-        )
-        area = layer.kernel[0] * layer.kernel[1] * layer.out_size[0] * layer.out_size[1]
-        total += inputs * layer.stored * area
-    return total
+def batches(images: Tensor, size: int) -> list[Tensor]:
+    """Whole batches of images [N, C, H, W]; fewer images than one are repeated."""
+    repeated = images.repeat(-(-size // len(images)), 1, 1, 1) if len(images) < size else images
+    return [repeated[at : at + size] for at in range(0, len(repeated) - size + 1, size)]
 
 
-def _interleaved(
-    runs: Mapping[str, Callable[[], object]],
-    repeats: int,
-    warmup: int,
-    report: Callable[[int, int], None] | None,
-) -> dict[str, np.ndarray]:
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(-warmup, repeats):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if repeat >= 0:
-                seconds[name].append(time.perf_counter() - started)
-        if report is not None and repeat >= 0:
-            report(repeat + 1, repeats)
-    return {name: np.array(values) for name, values in seconds.items()}
+def in_format(parts: Sequence[Tensor], channels_last: bool) -> list[Tensor]:
+    """The same images, lying in memory as a network is to read them."""
+    kind = torch.channels_last if channels_last else torch.contiguous_format
+    return [part.contiguous(memory_format=kind) for part in parts]
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads of torch, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def take_turns(
+    runs: Sequence[Callable[[int], Sequence[float]]],
+    parts: int,
+    setting: Setting,
+    report: Report | None = None,
+) -> Seconds:
+    """Runs everything in turn; without Python's garbage collection, as ``timeit``.
+
+    Args:
+        runs: take the number of a batch and give seconds, equally many each time.
+        parts: number of batches.
+        setting: how often.
+        report: called between turns with (turns done, turns in all); 0 while warming up.
+
+    Returns:
+        [runs, repeats, numbers].
+    """
+    found: list[list[Sequence[float]]] = [[] for _ in runs]
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        warmup = max(setting.warmup, parts)
+        for turn in range(-warmup, setting.repeats):
+            for place in range(len(runs)):
+                at = (place + turn) % len(runs)
+                seconds = runs[at](turn % parts)
+                if turn >= 0:
+                    found[at].append(seconds)
+            if report is not None:
+                report(max(turn + 1, 0), setting.repeats)  # warming up: 0
+    finally:
+        if collecting:
+            gc.enable()
+    return np.array(found, dtype=np.float64)
+
+
+def _timed(way: Way, parts: Sequence[Tensor]) -> Callable[[int], Sequence[float]]:
+    lying = in_format(parts, way.channels_last)
+
+    def run(part: int) -> Sequence[float]:
+        images = lying[part]
+        started = time.perf_counter()
+        way(images)
+        return (time.perf_counter() - started,)
+
+    return run
+
+
+def _faster(ways: Sequence[Way], seconds: Seconds) -> list[int]:
+    """Of each name the way with the least median, in order."""
+    medians = np.median(seconds, axis=1)
+    best: dict[str, int] = {}
+    for at, way in enumerate(ways):
+        if way.name not in best or medians[at] < medians[best[way.name]]:
+            best[way.name] = at
+    return list(best.values())
+
+
+def _timing(way: Way, seconds: Seconds, dense: Seconds | None) -> Timing:
+    low, median, high = map(float, np.quantile(seconds, [0.25, 0.5, 0.75]))
+    ratio = None if dense is None else float(np.median(seconds / dense))
+    return Timing(way, median, low, high, ratio)
+
+
+def machine() -> str:
+    """What times depend on: processor, cores, system, and what computes."""
+    kernels = f"numba {_version('numba')}" if fast.available() else "no numba"
+    parts = (
+        _processor(),
+        f"{os.cpu_count()} cores",
+        f"{platform.system()} {platform.machine()}",
+        f"torch {torch.__version__}",
+        kernels,
+    )
+    return ", ".join(parts)
+
+
+def _version(package: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

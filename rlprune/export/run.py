@@ -21,6 +21,7 @@ from rlprune.mdp import StaticPlan
 from rlprune.results import load_rows
 from rlprune.training.evaluate import Measurement
 from rlprune.training.methods import with_dial
+from rlprune.training.program import LEARNED
 from rlprune.training.restore import LearnedRun, load_run
 
 _CHECKED = 64
@@ -63,11 +64,25 @@ def export_run(run: Path, limits: Limits, file: Path, dtype: str, say: Say) -> E
         ArtifactError: no point keeps the limits, or the network cannot be shipped.
         CheckpointError, ResultsError: see the messages.
     """
-    rows, trials = _rows(run)
+    rows, trials = rows_of(run)
     row = choose(rows, limits)
-    folder = _folder(trials, row)
+    folder = trial_folder(trials, row)
     say(f"Point: trial {row['trial']}, R_r = {row['tradeoff_rate']:g}. Loading {folder}.")
-    learned = load_run(folder)
+    return export_point(load_run(folder), row, file, dtype, say)
+
+
+def export_point(learned: LearnedRun, row: pd.Series, file: Path, dtype: str, say: Say) -> Exported:
+    """Exports one measured point of a loaded run.
+
+    Args:
+        learned: the run; its network is left with the point's BatchNorm statistics.
+        row: the point.
+        file, dtype, say: as for :func:`export_run`.
+
+    Raises:
+        ArtifactError: the network cannot be shipped.
+    """
+    learned.network.load_state_dict(learned.program.snapshots[LEARNED])
     shipped, measured = _shipped(learned, row, say)
     accuracy = measured.test.accuracy
     unchecked = file.with_name(f".{file.name}.unchecked")  # what is there stays until ours is right
@@ -95,8 +110,12 @@ def _note(measured: Measurement, row: pd.Series) -> str | None:
     )
 
 
-def _rows(run: Path) -> tuple[pd.DataFrame, Path]:
-    """Rows of a run or sweep, and the folder above its trials; of a trial only its own."""
+def rows_of(run: Path) -> tuple[pd.DataFrame, Path]:
+    """Rows of a run or sweep, and the folder above its trials; of a trial only its own.
+
+    Raises:
+        ArtifactError: there are no results.
+    """
     if (run / "results").exists():
         return load_rows(run), run
     if (run.parent / "results").exists():
@@ -105,8 +124,12 @@ def _rows(run: Path) -> tuple[pd.DataFrame, Path]:
     raise ArtifactError(f"{run}: no results there. Give the folder of a run or of a sweep.")
 
 
-def _folder(run: Path, row: pd.Series) -> Path:
-    """Where the row's checkpoints lie: beside the results, or where they were written."""
+def trial_folder(run: Path, row: pd.Series) -> Path:
+    """Where the row's checkpoints lie: beside the results, or where they were written.
+
+    Raises:
+        ArtifactError: they are in neither place.
+    """
     for folder in (run / str(row["trial"]), run, Path(str(row["checkpoint_uri"]))):
         if (folder / "checkpoints").exists() or any(folder.glob("checkpoint_*")):
             return folder
@@ -144,6 +167,10 @@ def _shipped(learned: LearnedRun, row: pd.Series, say: Say) -> tuple[Shipped, Me
             "config_hash": str(row["config_hash"]),
             "experiment": str(row["experiment"]),
             "trial": str(row["trial"]),
+            "step": int(row["step"]),
+            "method": str(row["method"]),
+            "tradeoff_rate": float(row["tradeoff_rate"]),
+            "budget_s": None if pd.isna(ratio) else float(ratio),
             "backbone": str(row["backbone"]),
             "width": config.backbone.width,
             "dataset": str(row["dataset"]),
