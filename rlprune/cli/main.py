@@ -10,10 +10,11 @@ import typer
 from rlprune.cli.bench import bench
 from rlprune.cli.calibrate import calibrate
 from rlprune.cli.clean import INTERRUPTED, clean_errors
+from rlprune.cli.convert import convert
 from rlprune.cli.pareto import pareto
 from rlprune.cli.report import report
 from rlprune.cli.results import app as results
-from rlprune.cli.ship import convert, export, predict
+from rlprune.cli.ship import export, predict
 from rlprune.cli.sweep import status, sweep
 
 if TYPE_CHECKING:

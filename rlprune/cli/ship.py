@@ -1,4 +1,4 @@
-"""``rlprune export``, ``convert``, ``predict``: a point as a file, at work."""
+"""``rlprune export``, ``predict``: a point as a file, at work."""
 
 from __future__ import annotations
 
@@ -77,46 +77,6 @@ def export(
 def _share(size: int, row: object) -> str:
     dense = float(row["storage_dense_bytes"])  # type: ignore[index]
     return f"{size / dense:.1%} of the dense network's {dense:,.0f}"
-
-
-def convert(
-    file: Annotated[Path, typer.Argument(help="A file made by rlprune export.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="model.onnx or model.pt2.")],
-    budget: Annotated[
-        float | None, typer.Option(help="Compute budget s in place of the file's own.")
-    ] = None,
-    multiple: Annotated[
-        int,
-        typer.Option(min=1, help="Fill channel counts up to a multiple (R_r = 0 only)."),
-    ] = 1,
-) -> None:
-    """Write a shipped model for other runtimes: ONNX, or torch's exported program.
-
-    Input "pixels": float32 in [0, 1], [B, C, H, W]; output "scores". At R_r = 0 this is a
-    plain small network. With a runtime agent all stored channels are computed and those
-    that an image prunes are multiplied by zero: equal answers, but no time is saved.
-
-    Examples:
-      rlprune convert digits.safetensors -o digits.onnx
-
-      rlprune convert small.safetensors --multiple 8 -o small.pt2
-    """
-    with clean_errors():
-        from rlprune.deploy import PrunedModel
-        from rlprune.errors import ArtifactError
-        from rlprune.export.interchange import to_onnx, to_program
-
-        if output.suffix not in (".onnx", ".pt2"):
-            raise ArtifactError(f"{output}: must end in .onnx or .pt2. Choose another -o.")
-        model = PrunedModel.load(file)
-        if output.suffix == ".onnx":
-            size = to_onnx(model, output, budget, multiple)
-        else:
-            import torch
-
-            torch.export.save(to_program(model, budget, multiple), output)
-            size = output.stat().st_size
-        typer.echo(f"{output}: {size:,} bytes ({file.stat().st_size:,} in {file}).")
 
 
 def predict(

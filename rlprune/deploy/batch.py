@@ -81,7 +81,7 @@ class BatchDecisions:
         self.agent = agent
         self.keep: list[Tensor | None] = []
         self.counts: list[Tensor] = []
-        self._static = [_ranks(scores.unsqueeze(0)) for scores in static]
+        self._static = static
         self._images = images
         self._state = torch.zeros(images, spec.policy.hidden)
         self._ratio = torch.zeros(images, dtype=torch.float64)
@@ -170,7 +170,7 @@ class BatchDecisions:
         voted = (ranks < votes).to(ranks.dtype)
         if budget.tradeoff_rate >= 1.0 and budget.tradeoff == "permanent":
             return 1.0 - voted
-        order = self._static[layer]
+        order = _ranks(self._static[layer].unsqueeze(0))
         against = (order < known.static_votes).to(ranks.dtype)
         alone = voted * (1.0 - against)
         pruned = voted * against + _lowest(ranks, alone, budget.tradeoff_rate)

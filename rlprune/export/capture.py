@@ -8,7 +8,7 @@ else tensors carry only the channels that exist.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rlprune.backbones.flow import Flow, derive_flow, tensor_shape, whole
 from rlprune.backbones.graph import ChannelSource
-from rlprune.deploy.spec import Node
+from rlprune.deploy.spec import Node, Run
 from rlprune.export.calls import (
     module_call,
     operation_of,
@@ -290,7 +290,9 @@ class _Walk:
             self._flows[operand] = self._flows[node]
 
 
-def input_columns(sources: tuple[ChannelSource, ...], stored: list[Tensor], each: int) -> Tensor:
+def input_columns(
+    sources: Sequence[ChannelSource | Run], stored: Sequence[Tensor], each: int
+) -> Tensor:
     """Positions of stored inputs among a consumer's inputs, ``each`` per channel, int64 [I]."""
     columns, start = [], 0
     for source in sources:

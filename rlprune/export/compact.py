@@ -58,11 +58,11 @@ def layer_tensors(module: GatedConv, spec: LayerSpec, stored: list[Tensor]) -> d
     tensors["filter"] = filters
     tensors["channel"] = torch.stack([numbers[name] for name in channel_columns(spec)], 1)
     if len(rows) < module.layer.out_channels:
-        tensors["index"] = rows.to(_smallest(module.layer.out_channels))
+        tensors["index"] = rows.to(smallest_type(module.layer.out_channels))
     return {f"{index}.{name}": value.detach().clone() for name, value in tensors.items()}
 
 
-def _smallest(channels: int) -> torch.dtype:
+def smallest_type(channels: int) -> torch.dtype:
     """The smallest whole numbers that count so many channels."""
     if channels <= 256:
         return torch.uint8

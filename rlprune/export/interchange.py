@@ -2,8 +2,9 @@
 
 :class:`PlainModel` computes what :class:`~rlprune.deploy.PrunedModel` computes, as one torch
 module without Python decisions: all stored channels, those that an image prunes multiplied
-by zero. So a static model (R_r = 0) loses nothing; a dynamic one gives equal results and a
-file smaller by its static part, but saves no time where it runs.
+by zero. So a static model (R_r = 0, or frozen: :mod:`rlprune.export.freeze`) loses nothing; a
+dynamic one gives equal results and a file smaller by its static part, but saves no time where
+it runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rlprune.deploy.batch import BatchAgent, BatchDecisions
 from rlprune.deploy.budget import Costs, call_budget
 from rlprune.deploy.layer import EPSILON, GatedLayer, Geometry
 from rlprune.deploy.operations import OPERATIONS
-from rlprune.deploy.spec import Node
+from rlprune.deploy.spec import ModelSpec, Node
 from rlprune.errors import ArtifactError
 
 
@@ -35,6 +36,9 @@ class PlainModel(nn.Module):
         multiple: channel counts of a static model are filled up with zeros to a multiple of
             this; some accelerators want 8.
 
+    Raises:
+        ArtifactError: a budget or a multiple that this model cannot have.
+
     Input: pixels in [0, 1], float32 [B, C, H, W]; they are normalised inside. Output: class
     scores [B, K].
     """
@@ -45,8 +49,7 @@ class PlainModel(nn.Module):
     def __init__(self, model: PrunedModel, budget: float | None = None, multiple: int = 1) -> None:
         super().__init__()
         self.spec = model.spec
-        if multiple > 1 and self.spec.policy.kind != "none":
-            raise ArtifactError("only a static model (R_r = 0) can be filled up to a multiple.")
+        _check(self.spec, budget, multiple)
         self.multiple = multiple
         channels = tuple(layer.channels for layer in self.spec.layers)
         self.costs = Costs(self.spec.costs, channels, self.spec.budget.alpha)
@@ -80,7 +83,7 @@ class PlainModel(nn.Module):
     def _constant(self, value: Tensor) -> str:
         name = f"number_{self._constants}"
         self._constants += 1
-        self.register_buffer(name, value.clone())
+        self.register_buffer(name, value.clone(memory_format=torch.contiguous_format))
         return name
 
     def _prepared(self, node: Node) -> dict[str, str]:
@@ -235,6 +238,23 @@ class PlainModel(nn.Module):
         return (layer.spec.in_channels - present) / layer.spec.in_channels
 
 
+def _check(spec: ModelSpec, budget: float | None, multiple: int) -> None:
+    """What the user asks for, before anything is built.
+
+    Raises:
+        ArtifactError: the model cannot have it.
+    """
+    static, least = spec.policy.kind == "none", spec.budget.alpha
+    if multiple > 1 and not static:
+        raise ArtifactError(
+            "only a static model can be filled up to a multiple. Export at R_r = 0, or --freeze it."
+        )
+    if budget is not None and static:
+        raise ArtifactError("a static model's compute is fixed. Leave --budget out.")
+    if budget is not None and not least <= budget <= 1.0:
+        raise ArtifactError(f"--budget: must be from {least:g} to 1 (got {budget:g}). Change it.")
+
+
 def _resolved(value: Any, values: list[Any]) -> Any:
     """An argument of a call, with values in the place of references."""
     if isinstance(value, Mapping):
@@ -297,4 +317,24 @@ def to_onnx(model: PrunedModel, file: Path, budget: float | None = None, multipl
         value.metadata_props.clear()
     exported.model.metadata_props.clear()
     exported.save(str(file), external_data=False)
+    return file.stat().st_size
+
+
+def write_model(
+    model: PrunedModel, file: Path, budget: float | None = None, multiple: int = 1
+) -> int:
+    """Writes the model as the file's ending says, .onnx or .pt2; returns the file's bytes.
+
+    Arguments as for :class:`PlainModel`.
+
+    Raises:
+        ArtifactError: see :func:`to_onnx` and :class:`PlainModel`.
+    """
+    if file.suffix == ".onnx":
+        return to_onnx(model, file, budget, multiple)
+    program = to_program(model, budget, multiple)
+    for call in program.graph.nodes:  # where in our code it comes from: half of the file
+        for name in ("stack_trace", "nn_module_stack"):
+            call.meta.pop(name, None)
+    torch.export.save(program, file)
     return file.stat().st_size

@@ -12,13 +12,15 @@ import pandas as pd
 import torch
 
 from rlprune import __version__
-from rlprune.data import ImageArrays, ImageSet, iterate_batches
+from rlprune.data import ImageArrays, ImageSet, iterate_batches, load_image_set
 from rlprune.deploy import PrunedModel
+from rlprune.deploy.spec import ModelSpec
 from rlprune.errors import ArtifactError
 from rlprune.export.make import Pixels, Shipped, ship
 from rlprune.export.select import Limits, choose
 from rlprune.mdp import StaticPlan
 from rlprune.results import load_rows
+from rlprune.training.checkpoint import latest_checkpoint, read_checkpoint_config
 from rlprune.training.evaluate import Measurement
 from rlprune.training.methods import with_dial
 from rlprune.training.program import LEARNED
@@ -179,6 +181,28 @@ def _shipped(learned: LearnedRun, row: pd.Series, say: Say) -> tuple[Shipped, Me
         },
     )
     return shipped, measured
+
+
+def images_of(run: Path, spec: ModelSpec) -> ImageSet:
+    """The images of the run or sweep that a shipped model came from.
+
+    Raises:
+        ArtifactError: other images than the model was trained on.
+        CheckpointError, DataError: see the messages.
+    """
+    trial = run / str(spec.origin.get("trial"))
+    folder = trial if trial.exists() else run
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        raise ArtifactError(f"{folder}: no checkpoint there. Give the folder of the model's run.")
+    config = read_checkpoint_config(checkpoint)
+    images = load_image_set(config.data, config.seed)
+    if (images.mean, images.std, images.class_names) != (spec.mean, spec.std, spec.classes):
+        raise ArtifactError(
+            f"{folder}: has other images ({images.name}) than the model was trained on "
+            f"({spec.origin.get('dataset')}). Give the folder of the model's own run."
+        )
+    return images
 
 
 def accuracy_of(model: PrunedModel, images: ImageSet, arrays: ImageArrays) -> float:
