@@ -102,5 +102,9 @@ class RolloutError(RlpruneError):
     """Rollout workers failed or did not come back; the last good checkpoint is kept."""
 
 
+class ReplicaError(RlpruneError):
+    """Processes that train a network together failed or lost each other; see the message."""
+
+
 class TrainingDivergedError(RlpruneError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""

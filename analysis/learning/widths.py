@@ -20,6 +20,7 @@ import pandas as pd
 from rlprune.config import TrialConfig, config_from_dict
 from rlprune.data import ImageSet, load_image_set
 from rlprune.pruning import Gate, GatedNetwork
+from rlprune.replicas import Share
 from rlprune.training import methods
 from rlprune.training.cnn import CnnSchedule, CnnTrainer
 from rlprune.training.evaluate import Evaluator
@@ -68,8 +69,8 @@ def measure(seed: int, pretrain: float, epochs: float) -> list[dict[str, float]]
         network.load_state_dict(pretrained.state_dict(), strict=False)  # the rest starts at zero
         setup = TrialSetup.of(config, network.channels)
 
-        def varied(count: int, rng: np.random.Generator, s: TrialSetup = setup) -> Gate:
-            return methods.varied_ratio_gate(s, network, count, rng)  # noqa: B023
+        def varied(share: Share, rng: np.random.Generator, s: TrialSetup = setup) -> Gate:
+            return methods.varied_ratio_gate(s, network, share, rng)  # noqa: B023
 
         train(network, images, epochs, 2, seed, varied)
         evaluator = Evaluator(images, config.evaluation, seed)

@@ -9,7 +9,7 @@ from rlprune.errors import ConfigError, Problem
 from rlprune.results import load_rows, write_rows
 from rlprune.results.latency import keep_latencies
 from rlprune.sweep import layout
-from rlprune.training.program import LEARNED
+from rlprune.training.phases import LEARNED
 from rlprune.training.restore import load_run
 from rlprune.training.rows import result_row
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlprune.data.images import Augmentation, ByteArray, ImageArrays, IntArray
 from rlprune.errors import DataError
+from rlprune.replicas import Share
 
 Pixels = TypeVar("Pixels", ByteArray, Tensor)
 
@@ -57,7 +58,12 @@ def normalize(
     return pixels.mul_(scale_tensor).add_(offset_tensor)
 
 
-def augment(images: Pixels, augmentation: Augmentation, generator: np.random.Generator) -> Pixels:
+def augment(
+    images: Pixels,
+    augmentation: Augmentation,
+    generator: np.random.Generator,
+    share: Share | None = None,
+) -> Pixels:
     """Vary each image at random, the usual way for small image sets.
 
     - ``none``: returns ``images`` itself and draws nothing.
@@ -70,12 +76,13 @@ def augment(images: Pixels, augmentation: Augmentation, generator: np.random.Gen
       and other natural images.
 
     Draws per batch: the rows' offsets, the columns' offsets, then (``crop_flip`` only)
-    the mirroring, B numbers each.
+    the mirroring, B numbers each (of the whole batch, where these are a share of it).
 
     Args:
         images: uint8 ``[B, C, H, W]``, array or CPU tensor; is not changed.
         augmentation: see above.
         generator: the only source of randomness.
+        share: which images of a batch these are; None: all of it.
 
     Returns:
         uint8 ``[B, C, H, W]`` of the same kind as ``images``.
@@ -90,9 +97,10 @@ def augment(images: Pixels, augmentation: Augmentation, generator: np.random.Gen
         raise DataError(
             f"unknown augmentation {augmentation!r}; use 'none', 'shift' or 'crop_flip'."
         )
+    share = share or Share.whole(len(images))
     if isinstance(images, Tensor):
-        return torch.from_numpy(_move(images.numpy(), augmentation, generator))
-    return _move(images, augmentation, generator)
+        return torch.from_numpy(_move(images.numpy(), augmentation, generator, share))
+    return _move(images, augmentation, generator, share)
 
 
 def epoch_order(count: int, generator: np.random.Generator) -> IntArray:
@@ -188,7 +196,7 @@ def _check_pixels(images: ByteArray | Tensor) -> None:
 
 
 def _move(
-    images: ByteArray, augmentation: Augmentation, generator: np.random.Generator
+    images: ByteArray, augmentation: Augmentation, generator: np.random.Generator, share: Share
 ) -> ByteArray:
     """Shift each image within zero padding and, for ``crop_flip``, mirror half of them.
 
@@ -196,20 +204,21 @@ def _move(
         images: uint8 ``[B, C, H, W]``.
         augmentation: "shift" or "crop_flip".
         generator: the only source of randomness.
+        share: which images of a batch these are.
 
     Returns:
         uint8 ``[B, C, H, W]``, a new contiguous array.
     """
     count, channels, height, width = images.shape
     pad = _padding(min(height, width), augmentation)
-    rows = generator.integers(0, 2 * pad + 1, size=count)
-    columns = generator.integers(0, 2 * pad + 1, size=count)
+    rows = generator.integers(0, 2 * pad + 1, size=share.total)[share.part]
+    columns = generator.integers(0, 2 * pad + 1, size=share.total)[share.part]
     padded = np.zeros((count, channels, height + 2 * pad, width + 2 * pad), dtype=np.uint8)
     padded[:, :, pad : pad + height, pad : pad + width] = images
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
     moved = np.ascontiguousarray(windows[np.arange(count), :, rows, columns])
     if augmentation == "crop_flip":
-        mirrored = generator.integers(0, 2, size=count) == 1
+        mirrored = generator.integers(0, 2, size=share.total)[share.part] == 1
         moved[mirrored] = moved[mirrored, :, :, ::-1]
     return moved
 

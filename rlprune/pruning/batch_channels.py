@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlprune.backbones.graph import PrunableLayer
+from rlprune.pruning.batch_norm import SynchronisedBatchNorm
+from rlprune.replicas import ALONE, Replicas
 
 _WORTH_IT = 0.26
 _LEAST_PIXELS = 100
@@ -38,7 +40,11 @@ class BatchChannels(NamedTuple):
 
 
 def batch_channels(
-    layer: PrunableLayer, kept: Mapping[int, Tensor | None], keep: Tensor, pixels: int
+    layer: PrunableLayer,
+    kept: Mapping[int, Tensor | None],
+    keep: Tensor,
+    pixels: int,
+    replicas: Replicas = ALONE,
 ) -> BatchChannels | None:
     """What a batch needs of one layer; None where leaving out the rest saves no time.
 
@@ -47,6 +53,7 @@ def batch_channels(
         kept: masks of the layers before it, bool [B, C_in of a source]; None: all.
         keep: its own masks, bool [B, C].
         pixels: of the layer's input.
+        replicas: the processes that have the batch's images.
     """
     if pixels < _LEAST_PIXELS:
         return None
@@ -55,7 +62,8 @@ def batch_channels(
     for source in layer.in_sources:
         mask = None if source.layer is None else kept.get(source.layer)
         parts.append(outputs.new_ones(source.channels) if mask is None else mask.any(0))
-    inputs = torch.cat(parts)
+    needed = replicas.any(torch.cat([outputs, *parts]))
+    outputs, inputs = needed[: len(outputs)], needed[len(outputs) :]
     work = inputs.sum() * outputs.sum()
     if bool(work > _WORTH_IT * inputs.numel() * outputs.numel()) or not bool(inputs.any()):
         return None
@@ -78,7 +86,10 @@ def normalize_part(norm: nn.BatchNorm2d, y: Tensor, outputs: Tensor) -> Tensor:
     assert norm.running_var is not None
     assert norm.momentum is not None
     mean, variance = norm.running_mean[outputs], norm.running_var[outputs]
-    y = F.batch_norm(y, mean, variance, None, None, True, norm.momentum, norm.eps)
+    if isinstance(norm, SynchronisedBatchNorm):
+        y = norm.normalise(y, mean, variance, norm.momentum)
+    else:
+        y = F.batch_norm(y, mean, variance, None, None, True, norm.momentum, norm.eps)
     with torch.no_grad():
         norm.running_mean[outputs] = mean
         norm.running_var[outputs] = variance

@@ -19,6 +19,7 @@ from rlprune.pruning.batch_channels import (
 )
 from rlprune.pruning.design import GateDesign, pruned_share
 from rlprune.pruning.predictor import ImportancePredictor
+from rlprune.replicas import ALONE, Replicas
 
 PAPER = GateDesign()
 """Whole predictors, nothing else."""
@@ -90,9 +91,15 @@ class GatedConv(nn.Module):
             inputs of many sizes, and one BatchNorm cannot suit them all (Yu et al. 2019,
             "Slimmable Neural Networks", Sec. 3.3, keep a BatchNorm for each width).
 
+    Attributes:
+        replicas: the processes that have the images of a batch, see
+            :mod:`rlprune.pruning.synchronised`.
+
     Source: paper Sec. 3.1, Eq. (1)-(3). Deviation: W starts at zero, so that building the
     gated network does not change what a pretrained network computes.
     """
+
+    replicas: Replicas = ALONE
 
     def __init__(
         self,
@@ -154,7 +161,9 @@ class GatedConv(nn.Module):
             return self._affine(self.conv(x), scale, shift)
         scale, shift = scale * keep, shift * keep
         pixels = x.shape[2] * x.shape[3]
-        part = batch_channels(self.layer, gate.keep, keep, pixels) if self._divisible else None
+        part = None
+        if self._divisible:
+            part = batch_channels(self.layer, gate.keep, keep, pixels, self.replicas)
         if part is None:
             return self._affine(self.conv(x), scale, shift)
         y = convolve_part(self.conv, x, part)

@@ -19,7 +19,7 @@ from rlprune.sweep.space import TrialPoint
 from rlprune.sweep.spec import SweepSpec
 from rlprune.training import cascade
 from rlprune.training.effort import rollout_images, training_images
-from rlprune.training.program import PRETRAIN
+from rlprune.training.phases import PRETRAIN
 from rlprune.training.setup import TrialSetup
 
 _FLOAT_BYTES = 4

@@ -29,8 +29,8 @@ from rlprune.sweep.checkpoints import (
 from rlprune.sweep.fields import MUTABLE, set_field
 from rlprune.training.checkpoint import read_checkpoint_config
 from rlprune.training.log import TrainingLog
+from rlprune.training.phases import LEARNED, PRETRAIN
 from rlprune.training.pretrained import PretrainedCache, pretrained_key
-from rlprune.training.program import LEARNED, PRETRAIN
 from rlprune.training.progress import Reporter, Values
 from rlprune.training.rows import result_row
 from rlprune.training.session import SessionReporter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,12 +13,23 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rlprune.data import ImageSet, augment, epoch_order, iterate_batches, normalize
+from rlprune.data import (
+    ImageArrays,
+    ImageSet,
+    augment,
+    epoch_order,
+    iterate_batches,
+    normalize,
+)
 from rlprune.errors import TrainingDivergedError
 from rlprune.pruning import Gate, GatedNetwork
+from rlprune.replicas import ALONE, Replicas, Share
 
-GateFactory = Callable[[int, np.random.Generator], Gate]
-"""(images in the batch, generator) -> the gate for that batch."""
+GateFactory = Callable[[Share, np.random.Generator], Gate]
+"""(this process's share of a batch, generator) -> the gate for the share.
+
+Whatever is drawn is drawn for the whole batch: generators must agree in all processes.
+"""
 
 StepReport = Callable[[int, int, float, float], None]
 """(step, steps in all, loss, accuracy) after each optimizer step."""
@@ -47,6 +58,80 @@ class CnnSchedule:
     temperature: float = 1.0
 
 
+@dataclass(frozen=True)
+class Step:
+    """What an optimizer step tells, of the whole batch.
+
+    Attributes:
+        loss: mean over the images.
+        correct: images whose class was right, before the step.
+        images: in the batch.
+    """
+
+    loss: float
+    correct: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The order in which one pass visits the training images.
+
+    Attributes:
+        number: from 0.
+        order: positions of the images, int64 [N].
+        batch_size: images per step.
+    """
+
+    number: int
+    order: NDArray[np.int64]
+    batch_size: int
+
+    def positions(self, step: int, share: Share) -> NDArray[np.int64]:
+        """Of the images in a process's share of a step's batch (counted within the epoch)."""
+        start = step * self.batch_size
+        return self.order[start + share.start : start + share.stop]
+
+
+class Feed(Protocol):
+    """Where a trainer gets the images of its steps from."""
+
+    def take(self, epoch: Epoch, step: int, share: Share) -> ImageArrays:
+        """The images at ``epoch.positions(step, share)``; steps mostly come in order."""
+
+
+class _Memory:
+    """A feed of images that are held (or decoded one by one)."""
+
+    def __init__(self, images: ImageArrays) -> None:
+        self._images = images
+
+    def take(self, epoch: Epoch, step: int, share: Share) -> ImageArrays:
+        return self._images.take(epoch.positions(step, share))
+
+
+def run_steps(
+    steps: int, take_step: Callable[[], Step], report: StepReport | None
+) -> tuple[float, float]:
+    """Takes optimizer steps one after the other.
+
+    Args:
+        steps: how many.
+        take_step: takes one.
+        report: called after every step; may raise to interrupt between two steps.
+
+    Returns:
+        Mean loss and accuracy over the steps.
+    """
+    losses, correct, seen = 0.0, 0, 0
+    for index in range(steps):
+        step = take_step()
+        losses, correct, seen = losses + step.loss, correct + step.correct, seen + step.images
+        if report is not None:
+            report(index + 1, steps, losses / (index + 1), correct / seen)
+    return losses / max(steps, 1), correct / max(seen, 1)
+
+
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher || network) of answers softened by T, mean over [B, K] logits; [].
 
@@ -64,6 +149,10 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
 class CnnTrainer:
     """Adam over a gated network's parameters, resumable to the bit.
 
+    Several processes can train together: each has a trainer of its own with equal
+    arguments, runs its share of every batch, and takes the same steps. Up to rounding they
+    do what one process does with the whole batch.
+
     Args:
         network: to be trained in place.
         images: training split and normalisation.
@@ -73,6 +162,9 @@ class CnnTrainer:
             "static_importance".
         teacher: whose answers are imitated (``schedule.distillation``), in eval mode;
             None: nobody's.
+        replicas: this process among those that train together; the network must be
+            synchronised with them (:func:`rlprune.pruning.synchronised.synchronise`).
+        feed: where the images come from; None: ``images.train`` itself.
     """
 
     def __init__(
@@ -83,15 +175,19 @@ class CnnTrainer:
         seed: list[int],
         freeze: tuple[str, ...] = (),
         teacher: GatedNetwork | None = None,
+        replicas: Replicas = ALONE,
+        feed: Feed | None = None,
     ) -> None:
         self.network = network
+        self.replicas = replicas
         self.teacher = teacher
         self.images = images
         self.schedule = schedule
         self.seed = seed
         self.step = 0
         self.last_loss = float("nan")
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._feed = feed or _Memory(images.train)
+        self._epoch: Epoch | None = None
         self._parameters = [
             parameter
             for name, parameter in network.named_parameters()
@@ -121,61 +217,67 @@ class CnnTrainer:
             TrainingDivergedError: the loss became NaN or infinite.
         """
         self.network.train()
-        losses, correct, seen = 0.0, 0, 0
         try:
-            for index in range(steps):
-                images, labels, rng = self._batch()
-                loss, hits = self._step(images, labels, gates, rng)
-                losses, correct, seen = losses + loss, correct + hits, seen + len(labels)
-                if report is not None:
-                    report(index + 1, steps, losses / (index + 1), correct / seen)
+            return run_steps(steps, lambda: self.take_step(gates), report)
         finally:
             self.network.eval()
-        return losses / max(steps, 1), correct / max(seen, 1)
 
-    def _batch(self) -> tuple[Tensor, Tensor, np.random.Generator]:
-        """The batch of the current step, and the generator for everything random in it.
+    def take_step(self, gates: GateFactory | None) -> Step:
+        """Takes one optimizer step; the network must be in training mode.
 
         Order, augmentation and dropout follow from (seed, step) alone, so that training
         can be stopped and resumed at any step with equal results.
-        """
-        epoch, position = divmod(self.step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            shuffle = np.random.default_rng([*self.seed, 1, epoch])
-            self._order = (epoch, epoch_order(len(self.images.train), shuffle))
-        size = self.schedule.batch_size
-        chosen = self.images.train.take(self._order[1][position * size : (position + 1) * size])
-        rng = np.random.default_rng([*self.seed, 2, epoch, position])
-        torch.manual_seed(int(rng.integers(2**31)))
-        pixels = augment(chosen.images, self.images.augmentation, rng)
-        images = normalize(pixels, self.images.mean, self.images.std)
-        return images, torch.from_numpy(chosen.labels), rng
 
-    def _step(
-        self, images: Tensor, labels: Tensor, gates: GateFactory | None, rng: np.random.Generator
-    ) -> tuple[float, int]:
-        device = self._parameters[0].device
-        images, labels = images.to(device), labels.to(device)
-        gate = None if gates is None else gates(len(labels), rng)
+        Raises:
+            TrainingDivergedError: the loss became NaN or infinite.
+        """
+        number, position = divmod(self.step, self.steps_per_epoch)
+        epoch = self._order_of(number)
+        size = min(self.schedule.batch_size, len(epoch.order))
+        share = self.replicas.share(size)
+        chosen = self._feed.take(epoch, position, share)
+        rng = np.random.default_rng([*self.seed, 2, number, position])
+        torch.manual_seed(int(rng.integers(2**31)))
+        pixels = augment(chosen.images, self.images.augmentation, rng, share)
+        weight = self._parameters[0]
+        images = normalize(pixels, self.images.mean, self.images.std)
+        labels = torch.from_numpy(chosen.labels).to(weight.device)
+        gate = None if gates is None else gates(share, rng)
+        return self._step(images.to(weight), labels, gate, share)
+
+    def _order_of(self, number: int) -> Epoch:
+        if self._epoch is None or self._epoch.number != number:
+            shuffle = np.random.default_rng([*self.seed, 1, number])
+            order = epoch_order(len(self.images.train), shuffle)
+            self._epoch = Epoch(number, order, self.schedule.batch_size)
+        return self._epoch
+
+    def _step(self, images: Tensor, labels: Tensor, gate: Gate | None, share: Share) -> Step:
         progress = min(1.0, self.step / max(1, self.schedule.total_steps))
         for group in self._optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
         logits = self.network(images, gate)
-        loss = self._loss(logits, images, labels)
-        value = float(loss.item())
-        if not math.isfinite(value):
-            raise TrainingDivergedError(
-                f"The CNN's loss became {value} at step {self.step} of "
-                f"{self.schedule.total_steps}. Lower the phase's learning rate "
-                f"(now {self.schedule.learning_rate:g}) and resume from the last checkpoint."
-            )
+        loss = self._loss(logits, images, labels) * share.weight
+        correct = int((logits.argmax(1) == labels).sum().item())
+        told = torch.tensor([float(loss.item()), float(correct)], dtype=torch.float64)
+        value, hits = self.replicas.sum(told).tolist()
+        self._check(value)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.replicas.sum_gradients(self._parameters)
         nn.utils.clip_grad_norm_(self._parameters, self.schedule.gradient_clip)
         self._optimizer.step()
         self.step += 1
         self.last_loss = value
-        return value, int((logits.argmax(1) == labels).sum().item())
+        return Step(value, int(hits), share.total)
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(
+                f"The CNN's loss became {loss} at step {self.step} of "
+                f"{self.schedule.total_steps}. Lower the phase's learning rate "
+                f"(now {self.schedule.learning_rate:g}) and resume from the last checkpoint."
+            )
 
     def _loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         schedule = self.schedule

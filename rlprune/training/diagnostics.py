@@ -22,7 +22,8 @@ from rlprune.training import methods
 from rlprune.training.cnn import reestimate_batchnorm
 from rlprune.training.evaluate import Measurement
 from rlprune.training.methods import Method
-from rlprune.training.program import LEARNED, PRETRAINED, TrialProgram
+from rlprune.training.phases import LEARNED
+from rlprune.training.program import PRETRAINED, TrialProgram
 from rlprune.training.setup import network_of
 
 HISTOGRAM_EVERY = 10

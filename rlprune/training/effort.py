@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlprune.config import TrialConfig
-from rlprune.training.program import phase_steps, plan_units
+from rlprune.training.phases import phase_steps, plan_units
 
 
 def training_images(config: TrialConfig, images: int) -> dict[str, int]:

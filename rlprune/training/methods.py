@@ -34,6 +34,7 @@ from rlprune.pruning import (
     GateDesign,
     GatedNetwork,
 )
+from rlprune.replicas import Share
 from rlprune.training.setup import TrialSetup
 
 PolicyFactory = Callable[[], KeepRatioPolicy]
@@ -199,16 +200,16 @@ def _balanced(
 
 
 def varied_ratio_gate(
-    setup: TrialSetup, network: GatedNetwork, count: int, rng: np.random.Generator
+    setup: TrialSetup, network: GatedNetwork, share: Share, rng: np.random.Generator
 ) -> Gate:
-    """Random ratios per image and layer, no budgets: for the importances.
+    """Random ratios per image of a share and layer, no budgets: for the importances.
 
     They reach from a little below the tightest budget's number to 1, see ``RandomRatios``.
 
     Deviation: the paper trains the importances unpruned; a network trained under varied
     ratios is one on which the agents can explore (rl-notes: any ratio works).
     """
-    rates = np.asarray(setup.config.evaluation.tradeoff_rates)
+    rates, count = np.asarray(setup.config.evaluation.tradeoff_rates), len(share)
     unlimited = torch.full((count,), float("inf"), dtype=torch.float64)
     ones = torch.ones(count, dtype=torch.float64)
     drawn = torch.from_numpy(np.full(count, rng.choice(rates)))
@@ -217,8 +218,8 @@ def varied_ratio_gate(
     least = float(torch.minimum(told.compute_dial, told.storage_dial).min())
     low = max(setup.config.pruning.alpha, 0.8 * least)
 
-    def draw(episodes: int) -> Tensor:
-        return torch.from_numpy(rng.random(episodes))
+    def draw(_: int) -> Tensor:
+        return torch.from_numpy(rng.random(share.total)[share.part])
 
     plan = StaticPlan(setup.rules, budgets, RandomRatios(low, draw))
     return PruningGate(setup.rules, network, plan, RandomRatios(low, draw))

@@ -17,27 +17,30 @@ import numpy as np
 import torch
 
 from rlprune.agents.networks import RuntimeAgent, StaticAgent
-from rlprune.config import TrainingConfig, TrialConfig
 from rlprune.data import ImageSet
 from rlprune.mdp.reward import PriceCurve
-from rlprune.pruning import Gate, GatedNetwork, Point
+from rlprune.pruning import Gate, Point
 from rlprune.training import cascade, methods
-from rlprune.training.cnn import CnnSchedule, CnnTrainer, GateFactory, reestimate_batchnorm
+from rlprune.training.cnn import reestimate_batchnorm
 from rlprune.training.evaluate import Evaluator, Measurement, SplitResult
+from rlprune.training.gates import GateRecipe, method_of, method_rates
 from rlprune.training.methods import Method
+from rlprune.training.phases import (
+    ALTERNATE,
+    LEARNED,
+    PRETRAIN,
+    RUNTIME_IMPORTANCE,
+    STATIC_IMPORTANCE,
+    Unit,
+    plan_units,
+)
 from rlprune.training.progress import Reporter
 from rlprune.training.setup import TrialSetup, network_of
+from rlprune.training.trainer import CnnJob, PhaseTrainer, Trainer, TrainerFactory
 
-PRETRAIN = "pretrain"
-RUNTIME_IMPORTANCE = "runtime_importance"
-STATIC_IMPORTANCE = "static_importance"
-ALTERNATE = "alternate"
-LEARNED = "learned"
-_SEED_OF_PHASE = {PRETRAIN: 1, RUNTIME_IMPORTANCE: 2, STATIC_IMPORTANCE: 3, ALTERNATE: 4}
 _STAGE_OF_PHASE = {PRETRAIN: 0, RUNTIME_IMPORTANCE: 1, STATIC_IMPORTANCE: 1, ALTERNATE: 2}
 PRETRAINED, IMPORTANCE = "pretrained", "importance"
 _SNAPSHOTS = (PRETRAINED, IMPORTANCE, LEARNED)
-_PLAIN = ("runtime_predictor.weight", "static_importance", "width_scale", "width_shift")
 
 
 class AgentTrainer(Protocol):
@@ -51,80 +54,11 @@ class AgentTrainer(Protocol):
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One step of a trial's course: one training iteration, one possible checkpoint.
-
-    Attributes:
-        phase: PRETRAIN, ..., ALTERNATE, or a method's name.
-        kind: "train" (an epoch or a round), or "measure".
-        index, count: position among the phase's units.
-    """
-
-    phase: str
-    kind: str
-    index: int
-    count: int
-
-
-def plan_units(config: TrialConfig) -> list[Unit]:
-    """All units of a trial in order."""
-    training = config.training
-    units: list[Unit] = []
-
-    def add(phase: str, kind: str, count: int) -> None:
-        units.extend(Unit(phase, kind, index, count) for index in range(count))
-
-    add(PRETRAIN, "train", training.pretrain_epochs)
-    add(RUNTIME_IMPORTANCE, "train", training.runtime_importance_epochs)
-    add(STATIC_IMPORTANCE, "train", training.static_importance_epochs)
-    add(ALTERNATE, "train", training.rounds)
-    add(LEARNED, "measure", 1)
-    for baseline in config.evaluation.baselines:
-        if baseline == cascade.LARGE:
-            add(cascade.SMALL, "train", max(1, training.rounds))
-        add(baseline, "train", max(1, training.rounds))
-        add(baseline, "measure", 1)
-    return units
-
-
-@dataclass(frozen=True)
 class Validation:
     """The learned policy on the validation images at one R_r and the configured budgets."""
 
     tradeoff_rate: float
     result: SplitResult
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Optimizer steps of one phase.
-
-    Attributes:
-        count: steps in all.
-        batch_size: images per step; at most the training images there are.
-    """
-
-    count: int
-    batch_size: int
-
-
-def phase_epochs(training: TrainingConfig, phase: str) -> float:
-    """Epochs of the network's training in one phase, or for one method's network."""
-    importance = training.runtime_importance_epochs + training.static_importance_epochs
-    finetune = training.rounds * training.finetune_epochs
-    return {
-        PRETRAIN: float(training.pretrain_epochs),
-        RUNTIME_IMPORTANCE: float(training.runtime_importance_epochs),
-        STATIC_IMPORTANCE: float(training.static_importance_epochs),
-        "dense": importance + finetune,
-        "static_l1": importance + finetune,
-    }.get(phase, finetune)
-
-
-def phase_steps(training: TrainingConfig, phase: str, images: int) -> Steps:
-    """How many optimizer steps a phase has with ``images`` training images."""
-    size = min(training.batch_size, images)
-    return Steps(round(phase_epochs(training, phase) * max(1, images // size)), size)
 
 
 @dataclass
@@ -151,10 +85,16 @@ class TrialProgram:
         images: the image set.
         device: where the CNN is trained.
         reporter: who watches.
+        trainers: makes who trains the network through a phase; by default this process.
     """
 
     def __init__(
-        self, setup: TrialSetup, images: ImageSet, device: str, reporter: Reporter
+        self,
+        setup: TrialSetup,
+        images: ImageSet,
+        device: str,
+        reporter: Reporter,
+        trainers: TrainerFactory = PhaseTrainer,
     ) -> None:
         self.setup = setup
         self.config = setup.config
@@ -164,7 +104,8 @@ class TrialProgram:
         self.position = 0
         self.network = network_of(self.config, images).to(device)
         self.network.eval()
-        self.trainer: CnnTrainer | None = None
+        self.trainer: Trainer | None = None
+        self._trainers = trainers
         self.snapshots: dict[str, dict[str, torch.Tensor]] = {}
         self.counters = Counters()
         self.history: list[dict[str, float]] = []
@@ -203,13 +144,13 @@ class TrialProgram:
                 agent_trainer.train_agents(
                     (unit.index + 1) * self.config.training.updates_per_round
                 )
-                self._train_cnn(unit, self._finetune_gates(self._learned(agent_trainer)))
+                self._train_cnn(unit, agent_trainer.agents())
                 if self.config.evaluation.every_round:
                     self.validations = self._validate(agent_trainer)
                     self._record_validations()
             else:
                 self._enter(unit)
-                self._train_cnn(unit, self._gates(unit.phase))
+                self._train_cnn(unit)
         finally:
             if unit.kind == "train":
                 seconds = self.counters.seconds
@@ -253,42 +194,14 @@ class TrialProgram:
 
     # -------------------------------------------------------------- CNN training
 
-    def _new_trainer(self, phase: str) -> CnnTrainer:
-        training = self.config.training
-        steps = phase_steps(training, phase, len(self.images.train))
-        frozen: tuple[str, ...] = ()
-        if phase in (PRETRAIN, "dense", "static_l1"):
-            frozen = _PLAIN
-        elif phase == RUNTIME_IMPORTANCE:
-            frozen = ("static_importance",)
-        rate = (
-            training.pretrain_learning_rate
-            if phase == PRETRAIN
-            else training.finetune_learning_rate
-        )
-        schedule = CnnSchedule(
-            rate,
-            steps.count,
-            steps.batch_size,
-            training.gradient_clip,
-            training.label_smoothing,
-            training.distillation,
-            training.distillation_temperature,
-        )
-        # Every method sees the same images in the same order.
-        seed = [self.config.seed, _SEED_OF_PHASE.get(phase, _SEED_OF_PHASE[ALTERNATE])]
-        teacher = None if phase == PRETRAIN else self._teacher()
-        return CnnTrainer(self.network, self.images, schedule, seed, frozen, teacher)
+    def _new_trainer(self, phase: str) -> Trainer:
+        pretrained = None if phase == PRETRAIN else self.snapshots[PRETRAINED]
+        job = CnnJob.of(self.config, phase, len(self.images.train), pretrained)
+        return self._trainers(self.setup, self.images, self.network, job)
 
-    def _teacher(self) -> GatedNetwork | None:
-        """The network as pretrained; None where nobody imitates it."""
-        if self.config.training.distillation <= 0.0:
-            return None
-        teacher = network_of(self.config, self.images)
-        teacher.load_state_dict(self.snapshots[PRETRAINED])
-        return teacher.to(self.network.layers[0].shift.device).eval().requires_grad_(False)
-
-    def _train_cnn(self, unit: Unit, gates: GateFactory | None) -> None:
+    def _train_cnn(
+        self, unit: Unit, agents: tuple[RuntimeAgent, StaticAgent] | None = None
+    ) -> None:
         trainer = self.trainer
         assert trainer is not None
         total = trainer.schedule.total_steps
@@ -310,37 +223,7 @@ class TrialProgram:
                 self.reporter.scalars(before + done, tagged)
             self.reporter.advance(name, before + done, total, values)
 
-        trainer.run(goal - trainer.step, gates, report)
-
-    def _gates(self, phase: str) -> GateFactory | None:
-        if phase in (PRETRAIN, "dense"):
-            self.network.set_predictors(False)
-            return None
-        if phase in (RUNTIME_IMPORTANCE, STATIC_IMPORTANCE):
-            self.network.set_predictors(True)
-            if not self.config.training.varied_ratios:
-                return None
-
-            def varied(count: int, rng: np.random.Generator) -> Gate:
-                return methods.varied_ratio_gate(self.setup, self.network, count, rng)
-
-            return varied
-        return self._finetune_gates(self._method(phase, None))
-
-    def _finetune_gates(self, method: Method) -> GateFactory:
-        """Gates that follow a method, at budgets and R_r drawn for each batch.
-
-        Policies play their means: a network that is fine-tuned under exploration noise has
-        trained for other widths than those at which it is measured.
-        """
-        self.network.set_predictors(method.predictors)
-
-        def make(count: int, rng: np.random.Generator) -> Gate:
-            rates = self._rates(method.name)
-            budgets = self.setup.sample_episodes(method.book, count, rng, True, rates)
-            return method.gate(self.network, budgets)
-
-        return make
+        trainer.run(goal - trainer.step, self._recipe(unit.phase, agents), report)
 
     # ------------------------------------------------------------------ methods
 
@@ -348,22 +231,16 @@ class TrialProgram:
         runtime, static = agent_trainer.agents()
         return methods.learned(self.setup, runtime, static)
 
+    def _recipe(
+        self, name: str, agents: tuple[RuntimeAgent, StaticAgent] | None = None
+    ) -> GateRecipe:
+        """What a phase's or a method's gates follow from."""
+        scores, factors = tuple(self.static_scores), self.random_factors
+        return GateRecipe(name, agents, factors, scores, self.cascade_pair)
+
     def _method(self, name: str, agent_trainer: AgentTrainer | None) -> Method:
-        if name == LEARNED:
-            assert agent_trainer is not None
-            return self._learned(agent_trainer)
-        if name == "random":
-            factors = self.random_factors
-            return methods.random_ratios(self.setup, factors["runtime"], factors["static"])
-        if name == "static_l1":
-            return methods.static_l1(self.setup, self.network, tuple(self.static_scores))
-        if name in (cascade.SMALL, cascade.LARGE):
-            return self._cascade_members()[name == cascade.LARGE]
-        simple: dict[str, Callable[[TrialSetup], Method]] = {
-            "uniform": methods.uniform,
-            "dense": methods.dense,
-        }
-        return simple[name](self.setup)
+        agents = None if agent_trainer is None or name != LEARNED else agent_trainer.agents()
+        return method_of(self.setup, self.network, self._recipe(name, agents))
 
     def _choose_random(self) -> None:
         """Best of N on validation, before fine-tuning, over all R_r."""
@@ -390,7 +267,7 @@ class TrialProgram:
     def _choose_pair(self) -> None:
         """The cascade's sizes: on validation, before fine-tuning, over all its R_r."""
         name, count = "cascade candidates", len(cascade.CANDIDATES)
-        points = self._points(cascade.LARGE)[: len(self._rates(cascade.LARGE))]
+        points = self._points(cascade.LARGE)[: len(method_rates(self.config, cascade.LARGE))]
         self.reporter.phase(name, 0, count)
 
         def report(done: int, best: float) -> None:
@@ -399,22 +276,14 @@ class TrialProgram:
         self.cascade_pair = cascade.choose(self.evaluator, self.network, self.setup, points, report)
         self.network.load_state_dict(self.snapshots[IMPORTANCE])
 
-    def _rates(self, name: str) -> tuple[float, ...]:
-        """The R_r values for which a method is made."""
-        if name == "static_l1":
-            return (0.0,)
-        rates = self.config.evaluation.tradeoff_rates
-        if name in (cascade.SMALL, cascade.LARGE):
-            return tuple(rate for rate in rates if rate > 0.0)
-        return rates
-
     # ------------------------------------------------------------- measuring
 
     def _points(self, name: str) -> list[Point]:
         if name == "dense":
             return self.setup.evaluation_points()[:1]
         ratios = (None, *self.config.evaluation.budgets)
-        return [self.setup.book.point(rate, s) for s in ratios for rate in self._rates(name)]
+        rates = method_rates(self.config, name)
+        return [self.setup.book.point(rate, s) for s in ratios for rate in rates]
 
     def _measure(self, name: str, agent_trainer: AgentTrainer) -> list[Measurement]:
         self.reporter.phase(f"measure {name}", 0, len(self._points(name)))

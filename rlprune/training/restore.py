@@ -21,7 +21,8 @@ from rlprune.training.checkpoint import (
     read_checkpoint_config,
 )
 from rlprune.training.methods import Method
-from rlprune.training.program import LEARNED, TrialProgram
+from rlprune.training.phases import LEARNED
+from rlprune.training.program import TrialProgram
 from rlprune.training.progress import Reporter
 from rlprune.training.setup import TrialSetup, setup_trial
 

@@ -10,14 +10,14 @@ from rlprune.config import config_hash, config_to_dict
 from rlprune.results import ResultRow
 from rlprune.training import cascade
 from rlprune.training.evaluate import Measurement
-from rlprune.training.program import (
+from rlprune.training.phases import (
     ALTERNATE,
     LEARNED,
     PRETRAIN,
     RUNTIME_IMPORTANCE,
     STATIC_IMPORTANCE,
-    TrialProgram,
 )
+from rlprune.training.program import TrialProgram
 
 
 def _effort(program: TrialProgram, method: str) -> dict[str, float]:

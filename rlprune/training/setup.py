@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ from rlprune.pruning import (
     GatedNetwork,
     Point,
 )
+from rlprune.replicas import Share
 
 _RATIOS_IN_RANGE = 33
 
@@ -60,6 +62,11 @@ def network_of(config: TrialConfig, images: ImageSet) -> GatedNetwork:
     design = GateDesign.of(config.pruning)
     shape, classes = images.input_shape, images.num_classes
     return build_network(config.backbone, classes, shape, config.seed, design)
+
+
+def without_weights(config: BackboneConfig) -> BackboneConfig:
+    """For a network whose weights come from elsewhere: their file need not be there."""
+    return dataclasses.replace(config, weights=None)
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,7 @@ class TrialSetup:
         rng: np.random.Generator,
         one_point: bool = False,
         rates: tuple[float, ...] | None = None,
+        share: Share | None = None,
     ) -> EpisodeBudgets:
         """Budgets of ``count`` training episodes.
 
@@ -150,6 +158,7 @@ class TrialSetup:
             one_point: draw one R_r and one number of ``train_range`` for all of them: BatchNorm
                 then sees batches of the kind whose statistics are used at evaluation.
             rates: draw R_r from these instead of the configured ones.
+            share: of a batch of ``count`` episodes, draw for all and return these; None: all.
         """
         rates = rates or self.config.evaluation.tradeoff_rates
         points = self._training_points(rates)
@@ -159,6 +168,7 @@ class TrialSetup:
         if ratios > 1:
             drawn = drawn * ratios + rng.choice(ratios, size=draws, p=self._weights())
         index = np.broadcast_to(drawn, count).copy()
+        index = index if share is None else index[share.part]
         return book.table(points).select(torch.from_numpy(index))
 
     def _weights(self) -> NDArray[np.float64]:

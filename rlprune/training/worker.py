@@ -18,12 +18,12 @@ from ray.rllib.utils.typing import StateDict
 from rlprune.agents.modules import module_spec, spaces
 from rlprune.agents.networks import RUNTIME, STATIC, AgentPolicy
 from rlprune.agents.rollout import RewardScales, roll_out
-from rlprune.config import BackboneConfig, TrialConfig
+from rlprune.config import TrialConfig
 from rlprune.data import ImageSet, augment, normalize
 from rlprune.mdp.reward import PriceCurve
 from rlprune.pruning import GateDesign
 from rlprune.training.learner import Chunk
-from rlprune.training.setup import TrialSetup, build_network
+from rlprune.training.setup import TrialSetup, build_network, without_weights
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,6 @@ class SampleRequest:
     price: PriceCurve | None
 
 
-def _without_weights(config: BackboneConfig) -> BackboneConfig:
-    """The weights come from the trial; the file need not exist on a worker's machine."""
-    return BackboneConfig(name=config.name, width=config.width, factory=config.factory)
-
-
 class RolloutWorker(EnvRunner):
     """One rollout worker (worker_index >= 1: a Ray actor; 0: in the trial's process).
 
@@ -75,7 +70,7 @@ class RolloutWorker(EnvRunner):
             torch.set_num_threads(self.trial.rollouts.threads_per_runner)
         self.images: ImageSet | None = None
         self.device = self.config.trial_device if self.worker_index == 0 else "cpu"
-        backbone = _without_weights(self.trial.backbone)
+        backbone = without_weights(self.trial.backbone)
         self.network = build_network(
             backbone,
             self.config.num_classes,

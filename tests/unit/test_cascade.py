@@ -19,7 +19,8 @@ from rlprune.training import cascade, methods
 from rlprune.training.cascade import CANDIDATES, LARGE, SMALL, Pair
 from rlprune.training.effort import training_images
 from rlprune.training.evaluate import Measurement, Passes
-from rlprune.training.program import TrialProgram, plan_units
+from rlprune.training.phases import plan_units
+from rlprune.training.program import TrialProgram
 from rlprune.training.progress import Interrupted, Reporter
 from rlprune.training.rows import result_row
 from rlprune.training.setup import TrialSetup, setup_trial

@@ -16,12 +16,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlprune"
 
-_BASE = {"errors", "amounts", "config_rules", "config", "presets", "files"}
+_BASE = {"errors", "amounts", "config_rules", "config", "presets", "files", "replicas"}
 _TORCH = {*_BASE, "data", "backbones", "pruning", "mdp"}
 # part: the parts that it may import besides itself
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "replicas": {"errors"},
     "amounts": set(),
     "config_rules": {"amounts", "errors"},
     "config": {"amounts", "config_rules", "errors"},

@@ -13,6 +13,7 @@ from rlprune.config import config_from_dict
 from rlprune.data import ImageArrays, ImageSet
 from rlprune.mdp import PruningGate
 from rlprune.pruning import Gate, GatedNetwork
+from rlprune.replicas import Share
 from rlprune.training import methods
 from rlprune.training.cnn import reestimate_batchnorm
 from rlprune.training.methods import Method
@@ -293,7 +294,9 @@ def test_told_another_dial_the_caps_stay() -> None:
 
 def test_varied_ratios_differ_between_images_and_layers() -> None:
     trial = Trial()
-    gate = methods.varied_ratio_gate(trial.setup, trial.network, 16, np.random.default_rng(0))
+    gate = methods.varied_ratio_gate(
+        trial.setup, trial.network, Share.whole(16), np.random.default_rng(0)
+    )
     trial.network(torch.randn(16, 2, 5, 5), gate)
     if (gate.plan.budgets.rate > 0).all():
         assert gate.ratios.std() > 0.05
@@ -303,7 +306,9 @@ def test_varied_ratios_differ_between_images_and_layers() -> None:
 
 def test_varied_ratios_reach_below_a_mean_budget() -> None:
     trial = Trial(storage_max=None, compute_max=None, compute_mean=0.3)
-    gate = methods.varied_ratio_gate(trial.setup, trial.network, 64, np.random.default_rng(0))
+    gate = methods.varied_ratio_gate(
+        trial.setup, trial.network, Share.whole(64), np.random.default_rng(0)
+    )
     assert gate.plan.ratios.min() < 0.3
 
 

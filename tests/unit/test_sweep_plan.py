@@ -27,7 +27,8 @@ from rlprune.sweep.plan import (
 from rlprune.sweep.plan_table import totals_line
 from rlprune.sweep.spec import SweepSpec, load_spec, spec_from_dict
 from rlprune.training.effort import rollout_images, training_images
-from rlprune.training.program import TrialProgram, phase_steps
+from rlprune.training.phases import phase_steps
+from rlprune.training.program import TrialProgram
 from rlprune.training.progress import Reporter
 from rlprune.training.setup import build_network, setup_trial
 

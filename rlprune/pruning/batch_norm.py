@@ -1,0 +1,126 @@
+"""BatchNorm over a batch of which every process has only its share.
+
+torch's own SyncBatchNorm refuses tensors that are not on an accelerator; here are the same
+formulas for any device.
+
+Legend: N images of this process, C channels, n numbers per channel in the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from rlprune.replicas import ALONE, Replicas
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    """Of numbers per channel that are to meet x [N, C, ...]."""
+    return (1, -1, *(1 for _ in x.shape[2:]))
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [0, *range(2, x.dim())]
+
+
+def batch_statistics(x: Tensor, replicas: Replicas) -> tuple[Tensor, Tensor, int]:
+    """Mean [C] and biased variance [C] of x [N, C, ...] over all processes, and n.
+
+    Every process measures its own; means and squared deviations are then merged in double
+    precision, which loses nothing where the mean is large against the deviation.
+
+    Source: Chan, Golub and LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances", Eq. 2.1.
+    """
+    variance, mean = torch.var_mean(x, _all_but_channels(x), correction=0)
+    count = torch.full((1,), x.numel() // x.shape[1], dtype=torch.float64, device=x.device)
+    own = torch.cat([count, mean.double(), variance.double()])
+    found = replicas.gather(own)
+    counts = found[:, :1]
+    means, variances = found[:, 1:].chunk(2, dim=1)
+    total = counts.sum()
+    merged = (counts * means).sum(0) / total
+    squares = (counts * (variances + (means - merged).square())).sum(0)
+    return merged.to(x.dtype), (squares / total).to(x.dtype), int(total)
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / std, with the gradient through the whole batch's mean and std.
+
+    Source: Ioffe and Szegedy 2015, "Batch Normalization", Algorithm 1 and the gradients
+    below it; its sums over the batch are sums over all processes here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, reciprocal: Tensor, count: int, replicas: Replicas
+    ) -> Tensor:
+        ctx.save_for_backward(x, mean, reciprocal)
+        ctx.count, ctx.replicas = count, replicas
+        shape = _shape(x)
+        return torch.addcmul((-mean * reciprocal).view(shape), x, reciprocal.view(shape))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, mean, reciprocal = ctx.saved_tensors
+        shape, rest = _shape(x), _all_but_channels(x)
+        normalised = (x - mean.view(shape)) * reciprocal.view(shape)
+        own = torch.stack([gradient.sum(rest), (gradient * normalised).sum(rest)])
+        shift, slope = ctx.replicas.sum(own) / ctx.count
+        centred = gradient - shift.view(shape) - normalised * slope.view(shape)
+        return centred * reciprocal.view(shape), None, None, None, None
+
+
+class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """What a BatchNorm becomes where several processes train: see :func:`synchronised`.
+
+    Attributes:
+        replicas: the processes.
+    """
+
+    replicas: Replicas = ALONE
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ...] -> the same shape; in eval mode as any BatchNorm."""
+        if not self.training:
+            return super().forward(x)
+        if self.running_mean is None or self.running_var is None:
+            y = self.normalise(x, None, None, 0.0)
+        else:
+            cast(Tensor, self.num_batches_tracked).add_(1)
+            momentum = self.momentum
+            if momentum is None:  # a plain average over the batches
+                momentum = 1.0 / float(cast(Tensor, self.num_batches_tracked))
+            y = self.normalise(x, self.running_mean, self.running_var, momentum)
+        if self.weight is not None:
+            y = y * self.weight.view(_shape(x))
+        return y if self.bias is None else y + self.bias.view(_shape(x))
+
+    def normalise(
+        self, x: Tensor, mean: Tensor | None, variance: Tensor | None, momentum: float
+    ) -> Tensor:
+        """x [N, C, ...] at mean 0 and deviation 1 over the whole batch, without affine part.
+
+        Args:
+            x: this process's images.
+            mean, variance: running statistics [C], moved in place; None: there are none.
+            momentum: how far.
+        """
+        found, spread, count = batch_statistics(x.detach(), self.replicas)
+        if mean is not None and variance is not None:
+            unbiased = spread * (count / max(1, count - 1))
+            mean.mul_(1.0 - momentum).add_(found, alpha=momentum)
+            variance.mul_(1.0 - momentum).add_(unbiased, alpha=momentum)
+        reciprocal = torch.rsqrt(spread + self.eps)
+        return cast(Tensor, _Normalise.apply(x, found, reciprocal, count, self.replicas))
+
+
+class SynchronisedBatchNorm1d(SynchronisedBatchNorm, nn.BatchNorm1d):
+    """Of [N, C] or [N, C, L]."""
+
+
+class SynchronisedBatchNorm2d(SynchronisedBatchNorm, nn.BatchNorm2d):
+    """Of [N, C, H, W]."""

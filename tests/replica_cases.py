@@ -1,0 +1,139 @@
+"""Phases that one process, or several together, train; started by tests as real processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlprune.agents.networks import RuntimeAgent, StaticAgent
+from rlprune.config import config_from_dict
+from rlprune.data import ImageArrays, ImageSet, load_image_set
+from rlprune.pruning.synchronised import synchronise
+from rlprune.replicas import ALONE, Replicas
+from rlprune.training import cascade, methods
+from rlprune.training.gates import GateRecipe
+from rlprune.training.group import Group, Place
+from rlprune.training.phases import ALTERNATE, PRETRAIN, RUNTIME_IMPORTANCE, STATIC_IMPORTANCE
+from rlprune.training.setup import TrialSetup, network_of
+from rlprune.training.trainer import CnnJob, PhaseTrainer
+
+BATCH = 33  # shared unevenly by two and by three
+STEPS = 6
+PHASES = (
+    PRETRAIN,
+    RUNTIME_IMPORTANCE,
+    STATIC_IMPORTANCE,
+    ALTERNATE,
+    "uniform",
+    "random",
+    "static_l1",
+    "dense",
+    cascade.SMALL,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A phase of a backbone's training.
+
+    Attributes:
+        phase: or a method's name.
+        backbone: its name.
+        double: in float64, where rounding does not hide a wrong formula.
+    """
+
+    phase: str
+    backbone: str = "m_cifarnet"
+    double: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training left: weights and statistics, and (loss, accuracy) after each step."""
+
+    state: dict[str, Tensor]
+    told: list[tuple[float, float]]
+
+
+def config_of(case: Case) -> Any:
+    means = case.phase == cascade.SMALL
+    return config_from_dict(
+        {
+            "data": {"name": "digits", "max_train_images": 230},
+            "backbone": {"name": case.backbone, "width": 0.25},
+            "agents": {"hidden": 8},
+            "budgets": {
+                "compute_mean": 0.5 if means else None,
+                "compute_max": None if means else 0.5,
+            },
+            "training": {
+                "batch_size": BATCH,
+                "pretrain_epochs": 1,
+                "runtime_importance_epochs": 1,
+                "static_importance_epochs": 1,
+                "rounds": 1,
+                "finetune_epochs": 1,
+                "label_smoothing": 0.1,
+                "distillation": 0.4,
+            },
+        }
+    )
+
+
+def larger(images: ImageSet) -> ImageSet:
+    """Digits of 16x16 pixels: below 100, channels that nobody needs are computed as well."""
+
+    def twice(part: ImageArrays) -> ImageArrays:
+        return ImageArrays(part.images.repeat(2, axis=2).repeat(2, axis=3), part.labels)
+
+    parts = {name: twice(getattr(images, name)) for name in ("train", "validation", "test")}
+    return dataclasses.replace(images, **parts, augmentation="crop_flip")
+
+
+def recipe_of(case: Case, setup: TrialSetup, network: Any) -> GateRecipe:
+    torch.manual_seed(5)
+    agents = RuntimeAgent(setup.graph, setup.config.agents), StaticAgent(setup.config.agents)
+    with torch.no_grad():  # an untrained agent decides the same for every image
+        for agent in agents:
+            agent.mean_head.weight.normal_(std=0.3)
+    rng = np.random.default_rng(5)
+    factors = dict(zip(("runtime", "static"), methods.random_factors(setup, rng), strict=True))
+    scores = methods.static_l1(setup, network).static_scores or ()
+    return GateRecipe(case.phase, agents, factors, tuple(scores), cascade.CANDIDATES[0])
+
+
+def train(case: Case, replicas: Replicas = ALONE) -> Outcome:
+    """One epoch of the case, from weights that follow from the seed."""
+    torch.set_num_threads(1)
+    config = config_of(case)
+    images = larger(load_image_set(config.data, config.seed))
+    network = network_of(config, images)
+    if case.double:
+        network.double()
+    setup = TrialSetup.of(config, network.channels)
+    recipe = recipe_of(case, setup, network)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    teacher = None if case.phase == PRETRAIN else weights
+    synchronise(network, replicas)
+    job = CnnJob.of(config, case.phase, len(images.train), teacher)
+    trainer = PhaseTrainer(setup, images, network, job, replicas)
+    if trainer.cnn.teacher is not None and case.double:
+        trainer.cnn.teacher.double()
+    told: list[tuple[float, float]] = []
+    trainer.run(STEPS, recipe, lambda done, steps, loss, hits: told.append((loss, hits)))
+    return Outcome(network.state_dict(), told)
+
+
+def work(rank: int, size: int, place: Place, cases: list[Case], folder: str) -> None:
+    """What each of several processes does; each writes its outcomes into the folder."""
+    group = Group()
+    replicas = group.join(place, rank, size, "cpu")
+    outcomes = [dataclasses.astuple(train(case, replicas)) for case in cases]
+    torch.save(outcomes, Path(folder, f"{rank}.pt"))
+    group.leave()
