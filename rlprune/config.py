@@ -264,10 +264,16 @@ class ResourceConfig:
     Attributes:
         device: of CNN training and of the learner; "auto" uses a GPU where there is one.
         cpus: torch threads of the trial's own process; None: all cores.
+        cnn_workers: processes that train the network together, each on its share of every
+            batch, so that results are the same up to rounding (another number is possible on
+            resuming). 1: the trial's own process. With more, each takes ``cpus`` CPUs (of a
+            machine that they share without ``cpus``, as many threads as there are cores
+            for it) or a GPU of its own, besides the trial's own process, which measures.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus: AtLeastOne | None = None
+    cnn_workers: AtLeastOne = 1
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -55,6 +55,10 @@ def cross_problems(values: Mapping[str, Any], defaults: Any) -> list[Problem]:
         rule = f"must be a multiple of agents.samples_per_image x workers = {step}"
         remedy = f"Use {step * max(1, rollouts // step)}."
         problems.append(Problem("rollouts.rollouts_per_update", rule, rollouts, remedy))
+    workers, batch = number("resources", "cnn_workers"), number("training", "batch_size")
+    if workers and batch and batch < workers:
+        rule = "must not exceed training.batch_size: every process needs images of each batch"
+        problems.append(Problem("resources.cnn_workers", rule, workers, f"Use {batch} at most."))
     budgets = values.get("budgets", {})
     span = budgets.get("train_range") if isinstance(budgets, Mapping) else None
     if isinstance(span, (list, tuple)) and len(span) == 2:

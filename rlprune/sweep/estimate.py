@@ -27,6 +27,8 @@ _PROCESS_BYTES = 700 * 2**20  # measured: a process that has imported torch, Ray
 # The weights themselves, their gradient, Adam's two averages, the three snapshots of
 # TrialProgram, and the copy to which a measurement returns. A cascade keeps a second network.
 _WEIGHT_COPIES = 8
+_WORKER_COPIES = 5
+"""In each process that trains the network: weights, gradient and its sum, Adam's averages."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class MemoryEstimate:
         images: in shared memory; trials with the same image set share it.
         weights: of network, gradient, optimizer and snapshots.
         activations: kept for the gradient of one batch.
-        processes: of the trial's process and its rollout workers, libraries included.
+        processes: of the trial's process, its CNN and rollout workers, libraries included.
         on_gpu: whether weights and activations lie in a GPU's memory.
     """
 
@@ -125,8 +127,9 @@ class TrialEstimate:
         shares_pretraining: whether an earlier trial of the plan pretrains the network.
         rollouts: images of the agents' rollouts (forward only).
         memory: see the class.
-        bundles: what the cluster must provide: the trial's process, then its rollout
-            workers (``{"CPU": 1.0}`` each).
+        bundles: what the cluster must provide: the trial's process, then the processes
+            that train its network (if it is not the trial's), then its rollout workers
+            (``{"CPU": 1.0}`` each).
     """
 
     index: int
@@ -164,11 +167,24 @@ class TrialEstimate:
 
 
 def bundles(spec: SweepSpec, config: TrialConfig) -> list[dict[str, float]]:
-    """What a trial reserves: its own process first, then one bundle per rollout worker."""
+    """What a trial reserves: its own process first, CNN workers, then rollout workers.
+
+    A CNN worker takes as many CPUs as the trial's own process, and a whole GPU where that has
+    (part of) one: NCCL does not let two processes share one.
+    """
     own = {"CPU": float(spec.resources.cpus)}
+    worker = {"CPU": float(spec.resources.cpus)}
     if spec.resources.gpus > 0:
         own["GPU"] = float(spec.resources.gpus)
-    return [own, *({"CPU": 1.0} for _ in range(config.rollouts.num_env_runners))]
+        worker["GPU"] = 1.0
+    rollouts = ({"CPU": 1.0} for _ in range(config.rollouts.num_env_runners))
+    return [own, *(dict(worker) for _ in range(cnn_processes(config))), *rollouts]
+
+
+def cnn_processes(config: TrialConfig) -> int:
+    """Processes besides the trial's own that train its network."""
+    workers = config.resources.cnn_workers
+    return 0 if workers == 1 else workers
 
 
 def memory_estimate(
@@ -176,12 +192,14 @@ def memory_estimate(
 ) -> MemoryEstimate:
     """Estimates a trial's memory from its network and batch size."""
     batch = min(setup.config.training.batch_size, images.train)
-    copies = _WEIGHT_COPIES + (cascade.LARGE in setup.config.evaluation.baselines)
+    config, workers = setup.config, cnn_processes(setup.config)
+    copies = _WEIGHT_COPIES + (cascade.LARGE in config.evaluation.baselines)
+    copies += workers * (_WORKER_COPIES + (config.training.distillation > 0.0))
     return MemoryEstimate(
         images=images.bytes,
         weights=copies * setup.costs.dense_bytes(),
         activations=batch * network.activations * _FLOAT_BYTES,
-        processes=_PROCESS_BYTES * (1 + setup.config.rollouts.num_env_runners),
+        processes=_PROCESS_BYTES * (1 + workers + config.rollouts.num_env_runners),
         on_gpu=on_gpu,
     )
 

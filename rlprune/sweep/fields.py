@@ -78,6 +78,7 @@ _PRETRAINING = (
     "training.gradient_clip",
     "training.label_smoothing",
     "resources.device",
+    "resources.cnn_workers",
 )
 
 

@@ -24,6 +24,7 @@ from rlprune.sweep.estimate import (
     SweepPlan,
     TrialEstimate,
     bundles,
+    cnn_processes,
     estimate_trial,
 )
 from rlprune.sweep.fields import pretraining_values
@@ -168,8 +169,8 @@ def print_plan(plan: SweepPlan, console: Console) -> None:
 def check_schedulable(plan: SweepPlan, nodes: Sequence[Mapping[str, float]]) -> None:
     """Refuses a plan with a trial that can never start on the given nodes.
 
-    A trial's own process needs one node with its CPUs, GPUs and (estimated) memory; its
-    rollout workers may be anywhere.
+    A trial's own process needs one node with its CPUs, GPUs and (estimated) memory; its CNN
+    and rollout workers may be anywhere.
 
     Args:
         plan: the sweep.
@@ -195,17 +196,37 @@ def _fits(trial: TrialEstimate, home: int, nodes: Sequence[Mapping[str, float]])
         return False
     if node.get("memory", float("inf")) < trial.memory.host:
         return False
-    free = [other.get("CPU", 0.0) for other in nodes]
-    free[home] -= own["CPU"]
-    return sum(int(cpus) for cpus in free) >= len(workers)
+    free = [dict(other) for other in nodes]
+    _take(free[home], own)
+    # The largest first; rollout workers, which are all alike, fill what is left.
+    for bundle in sorted(workers, key=lambda bundle: -bundle.get("GPU", 0.0)):
+        place = next((other for other in free if _holds(other, bundle)), None)
+        if place is None:
+            return False
+        _take(place, bundle)
+    return True
+
+
+def _holds(node: Mapping[str, float], bundle: Mapping[str, float]) -> bool:
+    return all(node.get(kind, 0.0) >= amount for kind, amount in bundle.items())
+
+
+def _take(node: dict[str, float], bundle: Mapping[str, float]) -> None:
+    for kind, amount in bundle.items():
+        node[kind] -= amount
 
 
 def _unschedulable(trial: TrialEstimate, nodes: Sequence[Mapping[str, float]]) -> Problem:
     own, *workers = trial.bundles
+    training = workers[: cnn_processes(trial.config)]
+    rollouts = workers[len(training) :]
     needed = ", ".join(f"{amount:g} {kind}" for kind, amount in own.items())
     needed += f" and {trial.memory.host / 2**30:.1f} GiB of memory (estimated) on one node"
-    if workers:
-        needed += f", and 1 CPU for each of {len(workers)} rollout workers"
+    if training:
+        each = ", ".join(f"{amount:g} {kind}" for kind, amount in training[0].items())
+        needed += f", {each} for each of {len(training)} processes that train the CNN"
+    if rollouts:
+        needed += f", and 1 CPU for each of {len(rollouts)} rollout workers"
     largest = max(nodes, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)), default={})
     has = f"{largest.get('CPU', 0.0):g} CPU, {largest.get('GPU', 0.0):g} GPU"
     if "memory" in largest:
@@ -215,6 +236,6 @@ def _unschedulable(trial: TrialEstimate, nodes: Sequence[Mapping[str, float]]) -
         "resources",
         f"a trial needs {needed}",
         f"{len(nodes)} nodes with {total:g} CPUs in all; the largest has {has}",
-        "Lower resources, trial.rollouts.num_env_runners or trial.training.batch_size, "
-        "or use a larger cluster.",
+        "Lower resources, trial.resources.cnn_workers, trial.rollouts.num_env_runners or "
+        "trial.training.batch_size, or use a larger cluster.",
     )

@@ -105,6 +105,9 @@ class SchedulerConfig:
 class TrialResources:
     """What a trial's own process reserves; each rollout worker adds one CPU.
 
+    Each of ``resources.cnn_workers`` (above 1) adds as many CPUs again, and a whole GPU where
+    ``gpus`` is above zero.
+
     Attributes:
         cpus: CPU cores; also the number of torch threads unless ``resources.cpus`` of the
             trial says otherwise.

@@ -105,7 +105,7 @@ class TrialTrainable(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """The trial's own process, and one bundle for each of its rollout workers."""
+        """The trial's own process, and one bundle for each of its CNN and rollout workers."""
         return tune.PlacementGroupFactory(cls.point_of(config)["bundles"])
 
     @classmethod
@@ -181,7 +181,9 @@ class TrialTrainable(tune.Trainable):
         from rlprune.training.algorithm import PruningAlgorithm, PruningAlgorithmConfig
 
         reference, digest = ray.get(self._shared.images.remote(self._trial.data, self._trial.seed))
-        self._algorithm = PruningAlgorithm(PruningAlgorithmConfig.of(self._trial), images=reference)
+        own = self.point_of(self.config)["bundles"][0]["CPU"]
+        config = PruningAlgorithmConfig.of(self._trial, cpus_per_cnn_worker=own)
+        self._algorithm = PruningAlgorithm(config, images=reference)
         self._reporter = _TrialReporter(
             Path(self.logdir) / "tensorboard", self._renew, self._sweep["tensorboard"]
         )

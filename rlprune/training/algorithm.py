@@ -29,6 +29,7 @@ from rlprune.config import TrialConfig
 from rlprune.data import ImageSet, load_image_set
 from rlprune.errors import RolloutError, TrainingDivergedError
 from rlprune.training.checkpoint import read_checkpoint, write_checkpoint
+from rlprune.training.cnn_workers import CnnWorkers
 from rlprune.training.diagnostics import (
     HISTOGRAM_EVERY,
     UpdateDiagnostics,
@@ -45,6 +46,7 @@ from rlprune.training.learner import (
 from rlprune.training.program import TrialProgram
 from rlprune.training.progress import Interrupted, Reporter
 from rlprune.training.setup import TrialSetup, setup_trial
+from rlprune.training.trainer import PhaseTrainer, TrainerFactory
 from rlprune.training.worker import RolloutWorker, SampleRequest
 
 _RECOVERY_SECONDS = 300.0
@@ -58,17 +60,27 @@ class PruningAlgorithmConfig(PPOConfig):
         super().__init__(algo_class=algo_class or PruningAlgorithm)
         self.trial: TrialConfig = TrialConfig()
         self.trial_device = "cpu"
+        self.cpus_per_cnn_worker = 1.0
         self.num_classes = 0
         self.input_shape = (0, 0, 0)
 
     @classmethod
-    def of(cls, trial: TrialConfig) -> PruningAlgorithmConfig:
-        """Translates a trial's configuration into RLlib's."""
+    def of(
+        cls, trial: TrialConfig, cpus_per_cnn_worker: float | None = None
+    ) -> PruningAlgorithmConfig:
+        """Translates a trial's configuration into RLlib's.
+
+        Args:
+            trial: the trial.
+            cpus_per_cnn_worker: that each of ``resources.cnn_workers`` reserves; None: the
+                trial's torch threads, 1 where they are not given.
+        """
         agents, rollouts, training = trial.agents, trial.rollouts, trial.training
         planned = max(1, training.rounds * training.updates_per_round)
         episodes = planned * rollouts.rollouts_per_update
         config = cls()
         config.trial = trial
+        config.cpus_per_cnn_worker = cpus_per_cnn_worker or float(trial.resources.cpus or 1)
         config.trial_device = resolve_device(trial.resources.device)
         config.framework("torch").debugging(seed=trial.seed, log_level="ERROR")
         config.env_runners(
@@ -149,6 +161,7 @@ class PruningAlgorithm(Algorithm):
     def __init__(self, config: AlgorithmConfig | None = None, *args: Any, **kwargs: Any) -> None:
         """Arguments: as RLlib's; ``images``: an image set loaded already, or a reference to one."""
         self._loaded_images: ImageSet | ray.ObjectRef | None = kwargs.pop("images", None)
+        self._cnn_workers: CnnWorkers | None = None
         super().__init__(config, *args, **kwargs)
 
     @classmethod
@@ -172,7 +185,11 @@ class PruningAlgorithm(Algorithm):
         own.freeze()
         self.config = own
         super().setup(own)
-        self.program = TrialProgram(setup, images, own.trial_device, Reporter())
+        trainers: TrainerFactory = PhaseTrainer
+        if trial.resources.cnn_workers > 1:
+            self._cnn_workers = CnnWorkers(own, self._images_ref)
+            trainers = self._cnn_workers.trainer
+        self.program = TrialProgram(setup, images, own.trial_device, Reporter(), trainers)
         self.measurements: list[Measurement] = []
         self.interrupted = False
         self._network_version = 0
@@ -209,6 +226,8 @@ class PruningAlgorithm(Algorithm):
 
     def cleanup(self) -> None:
         """Ends workers and learner; removes the temporary folder."""
+        if self._cnn_workers is not None:
+            self._cnn_workers.stop()
         super().cleanup()
         if not self._storage:
             shutil.rmtree(self._logdir, ignore_errors=True)

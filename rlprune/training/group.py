@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from rlprune.replicas import ALONE, Replicas
 
@@ -87,12 +88,12 @@ class Group:
         self.replicas = Replicas(rank, size, device)
         return self.replicas
 
-    def _store(self, place: Place, rank: int, size: int) -> dist.Store:
+    def _store(self, place: Place, rank: int, size: int) -> Store:
         if place.file is not None:
-            return dist.FileStore(place.file, size)
+            return FileStore(place.file, size)
         listener = None if self._listener is None else self._listener.detach()
         self._listener = None
-        return dist.TCPStore(
+        return TCPStore(
             place.host,
             place.port,
             size,

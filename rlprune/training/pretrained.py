@@ -56,6 +56,8 @@ def pretrained_key(program: TrialProgram, digest_of_images: str) -> str | None:
         "device": next(program.network.parameters()).device.type,
         "torch": torch.__version__,
     }
+    if program.config.resources.cnn_workers > 1:  # rounding differs with the number
+        settings["cnn_workers"] = program.config.resources.cnn_workers
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in program.network.state_dict().items():
         digest.update(name.encode())

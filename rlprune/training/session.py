@@ -207,7 +207,7 @@ def run_trial(
         with (
             _stop_on_sigint(watching),
             private_ray(
-                num_cpus=max(2, 1 + config.rollouts.num_env_runners),
+                num_cpus=logical_cpus(config),
                 store_bytes=bytes_of_images + images.test.images.nbytes,
             ),
         ):
@@ -217,6 +217,13 @@ def run_trial(
     if not finished:
         return None
     return load_rows(folder.results)
+
+
+def logical_cpus(config: TrialConfig) -> int:
+    """CPUs that a run's own Ray must have for its processes, busy at the same time or not."""
+    workers = config.resources.cnn_workers
+    training = 0 if workers == 1 else workers * (config.resources.cpus or 1)
+    return max(2, 1 + config.rollouts.num_env_runners + training)
 
 
 def _run(
