@@ -61,12 +61,21 @@ class Replicas:
         rank: of this process, 0 .. size - 1.
         size: processes; more than one: all are in torch's default process group.
         device: on which the group's tensors must be ("cuda" for NCCL).
+
+    Attributes:
+        batch: this process's share of the batch at hand.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
         self.rank = rank
         self.size = size
         self.device = device
+        self.batch = Share.whole(0)
+
+    def begin(self, total: int) -> Share:
+        """This process's share of the next batch, which layers will see as ``batch``."""
+        self.batch = self.share(total)
+        return self.batch
 
     def share(self, total: int) -> Share:
         """This process's part of a batch; the first ones have one image more than others.

@@ -44,11 +44,10 @@ class SharedDropout(nn.Module):
         """[N, ...] -> [N, ...]."""
         if not self.training:
             return x
-        counts = self.replicas.gather(torch.tensor([len(x)])).flatten().tolist()
-        before, behind = sum(counts[: self.replicas.rank]), sum(counts[self.replicas.rank + 1 :])
-        whole = torch.cat([_zeros_like(x, before), x, _zeros_like(x, behind)])
-        dropped: Tensor = self.dropout(whole)
-        return dropped[before : before + len(x)]
+        share = self.replicas.batch
+        before, behind = _zeros_like(x, share.start), _zeros_like(x, share.total - share.stop)
+        dropped: Tensor = self.dropout(torch.cat([before, x, behind]))
+        return dropped[share.part]
 
 
 def _zeros_like(x: Tensor, count: int) -> Tensor:

@@ -234,7 +234,7 @@ class CnnTrainer:
         number, position = divmod(self.step, self.steps_per_epoch)
         epoch = self._order_of(number)
         size = min(self.schedule.batch_size, len(epoch.order))
-        share = self.replicas.share(size)
+        share = self.replicas.begin(size)
         chosen = self._feed.take(epoch, position, share)
         rng = np.random.default_rng([*self.seed, 2, number, position])
         torch.manual_seed(int(rng.integers(2**31)))

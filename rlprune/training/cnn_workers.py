@@ -68,19 +68,22 @@ class _Failure:
 class CnnLearner(TorchLearner):
     """One of the processes that train the CNN. It has none of RLlib's modules and losses."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        logging.getLogger("ray").setLevel(logging.ERROR)  # only errors are news
+        super().__init__(*args, **kwargs)
+        self.group = Group()
+
     def build(self) -> None:
         """Builds the network; the trial's set-up follows from it."""
-        logging.getLogger("ray").setLevel(logging.ERROR)
         trial: TrialConfig = self.config.trial
         torch.set_num_threads(threads_per_worker(trial))
-        self.device = "cuda" if self.config.num_gpus_per_learner > 0 else "cpu"
+        self.kind = "cuda" if self.config.num_gpus_per_learner > 0 else "cpu"
         backbone = without_weights(trial.backbone)
         classes, shape = self.config.num_classes, self.config.input_shape
         design = GateDesign.of(trial.pruning)
         network = build_network(backbone, classes, shape, trial.seed, design)
-        self.network = network.to(self.device)
+        self.network = network.to(self.kind)
         self.trial_setup = TrialSetup.of(trial, self.network.channels)
-        self.group = Group()
         self.images: ImageSet | None = None
 
     def compute_loss_for_module(self, **_: Any) -> Tensor:
@@ -97,8 +100,7 @@ class CnnLearner(TorchLearner):
 
     def join(self, place: Place, rank: int, size: int) -> None:
         """Forms the learners' group anew: RLlib's meets where anybody can listen and speak."""
-        self.group.leave()
-        self.replicas: Replicas = self.group.join(place, rank, size, self.device)
+        self.replicas: Replicas = self.group.join(place, rank, size, self.kind)
         synchronise(self.network, self.replicas)
 
     def begin(self, images: ray.ObjectRef, run: ray.ObjectRef) -> None:
@@ -109,7 +111,7 @@ class CnnLearner(TorchLearner):
         self.network.load_state_dict(given.network)
         recipe = given.recipe
         for agent in recipe.agents or ():
-            agent.to(self.device)
+            agent.to(self.kind)
         self.trainer = PhaseTrainer(
             self.trial_setup, self.images, self.network, given.job, self.replicas
         )

@@ -63,7 +63,7 @@ class Group:
         return Place(host=host, port=self._listener.getsockname()[1])
 
     def join(self, place: Place, rank: int, size: int, device: str) -> Replicas:
-        """Waits for the others at a place and forms the group.
+        """Waits for the others at a place and forms the group, in the place of any other.
 
         Args:
             place: from :meth:`open`.
@@ -76,6 +76,8 @@ class Group:
         if place.file is not None:
             for name in _INTERFACES:
                 os.environ.setdefault(name, _loopback())
+        if dist.is_initialized():
+            dist.destroy_process_group()
         if device == "cuda":
             torch.cuda.set_device(0)  # Ray shows each process its own GPU only
         dist.init_process_group(

@@ -105,6 +105,14 @@ def test_all_problems_at_once() -> None:
     assert error.exit_status == 2
 
 
+def test_every_process_needs_images_of_each_batch() -> None:
+    values = {"resources": {"cnn_workers": 9}, "training": {"batch_size": 8}}
+    assert "resources.cnn_workers: must not exceed training.batch_size" in str(refused(values))
+    values["resources"]["cnn_workers"] = 8
+    assert config_from_dict(values).resources.cnn_workers == 8
+    assert fields(refused({"resources": {"cnn_workers": 0}})) == {"resources.cnn_workers"}
+
+
 @pytest.mark.parametrize(
     ("values", "field", "near"),
     [

@@ -338,6 +338,39 @@ def test_what_fits() -> None:
         check_schedulable(plan, [{"CPU": 2.5}, {"CPU": 1.5}])
 
 
+WORKERS = {"resources": {"cnn_workers": 2}, "rollouts": {"num_env_runners": 1}}
+
+
+def test_what_processes_that_train_the_cnn_reserve() -> None:
+    (alone,) = plan_of({"seed": {"grid": [0]}}, {"rollouts": WORKERS["rollouts"]}).trials
+    (trial,) = plan_of({"seed": {"grid": [0]}}, WORKERS, resources={"cpus": 0.5}).trials
+    assert trial.bundles == ({"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 1.0})
+    assert trial.cpus == 2.5 and trial.gpus == 0
+    more = trial.memory.processes - alone.memory.processes
+    assert more == 2 * 700 * 2**20
+    # each has weights, gradient, its sum over the processes, and Adam's two averages
+    assert trial.memory.weights - alone.memory.weights == 2 * 5 * alone.memory.weights / 8
+
+
+def test_each_process_that_trains_on_a_gpu_has_a_whole_one() -> None:
+    plan = plan_of({"seed": {"grid": [0]}}, WORKERS, resources={"cpus": 2, "gpus": 0.5})
+    (trial,) = plan.trials
+    worker = {"CPU": 2.0, "GPU": 1.0}
+    assert trial.bundles == ({"CPU": 2.0, "GPU": 0.5}, worker, worker, {"CPU": 1.0})
+    check_schedulable(plan, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 5.0, "GPU": 2.0}])
+    check_schedulable(plan, [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}] * 2)
+    needed = r"2 CPU, 1 GPU for each of 2 processes that train the CNN, and 1 CPU for each of 1 "
+    with pytest.raises(ConfigError, match=needed):  # enough in all, but not where it is needed
+        check_schedulable(plan, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 2.0}])
+
+
+def test_networks_that_other_processes_pretrain_are_not_shared() -> None:
+    space = {"resources.cnn_workers": {"grid": [1, 2]}, "agents.hidden": {"grid": [2, 4]}}
+    trials = plan_of(space).trials
+    seen = [(trial.config.resources.cnn_workers, trial.shares_pretraining) for trial in trials]
+    assert sorted(seen) == [(1, False), (1, True), (2, False), (2, True)]
+
+
 @pytest.mark.parametrize(
     ("resources", "nodes", "has"),
     [
