@@ -23,7 +23,7 @@ from rlprune.results import load_rows
 from rlprune.training.checkpoint import latest_checkpoint, read_checkpoint_config
 from rlprune.training.evaluate import Measurement
 from rlprune.training.methods import with_dial
-from rlprune.training.program import LEARNED
+from rlprune.training.phases import LEARNED
 from rlprune.training.restore import LearnedRun, load_run
 
 _CHECKED = 64

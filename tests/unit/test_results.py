@@ -475,7 +475,7 @@ TIMED: dict[str, Any] = {
 @pytest.mark.parametrize("lacking", ["latency_seconds", "latency_batch", "latency_machine"])
 def test_a_latency_needs_its_setting(lacking: str) -> None:
     make_row(**TIMED)
-    with pytest.raises(ResultsError, match="latency_machine, .* must be given together"):
+    with pytest.raises(ResultsError, match=r"latency_machine, .* must be given together"):
         make_row(**{**TIMED, lacking: None})
 
 
