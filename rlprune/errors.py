@@ -98,6 +98,12 @@ class FileAccessError(RlpruneError):
     exit_status = 2
 
 
+class ClusterError(RlpruneError):
+    """A cluster that cannot be reached, refuses us, is open to all, or does not fit a sweep."""
+
+    exit_status = 2
+
+
 class RolloutError(RlpruneError):
     """Rollout workers failed or did not come back; the last good checkpoint is kept."""
 

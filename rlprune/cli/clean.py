@@ -7,6 +7,8 @@ import sys
 import typer
 
 INTERRUPTED = 130
+BROKEN_OFF = 75
+"""Exit status of a sweep that Ray or the storage has ended (EX_TEMPFAIL): try it again."""
 
 
 class clean_errors:

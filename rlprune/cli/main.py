@@ -11,6 +11,8 @@ from rlprune.cli.bench import bench
 from rlprune.cli.calibrate import calibrate
 from rlprune.cli.clean import INTERRUPTED, clean_errors
 from rlprune.cli.convert import convert
+from rlprune.cli.jobs import app as jobs
+from rlprune.cli.jobs import preflight, submit
 from rlprune.cli.pareto import pareto
 from rlprune.cli.report import report
 from rlprune.cli.results import app as results
@@ -29,6 +31,9 @@ app = typer.Typer(
 )
 app.command()(sweep)
 app.command()(status)
+app.command()(submit)
+app.command()(preflight)
+app.add_typer(jobs, name="jobs")
 app.command()(pareto)
 app.command()(report)
 app.command()(export)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import traceback
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlprune.cli.clean import INTERRUPTED, clean_errors
+from rlprune.cli.clean import BROKEN_OFF, INTERRUPTED, clean_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +35,12 @@ def sweep(
         str | None,
         typer.Option(help="Go on with the experiment in this folder or URI."),
     ] = None,
+    restore: Annotated[
+        bool,
+        typer.Option(
+            "--restore", help="Go on with SPEC's sweep if it lies in the storage already."
+        ),
+    ] = False,
     logger: Annotated[
         list[str] | None,
         typer.Option(help="Where curves go: tensorboard (default), wandb, mlflow, comet."),
@@ -46,6 +55,9 @@ def sweep(
     one Parquet folder. Ctrl-C or a crash loses nothing: --resume keeps finished trials,
     continues interrupted ones from their checkpoints and tries failed ones again.
 
+    Exit status: 0 all trials finished, 1 a trial failed, 2 refused, 75 Ray or the storage broke
+    it off (nothing is lost), 130 interrupted.
+
     Examples:
       rlprune sweep sweep_digits --dry-run
 
@@ -54,6 +66,7 @@ def sweep(
       rlprune sweep --resume runs/first
     """
     with clean_errors():
+        from rlprune.errors import FileAccessError
         from rlprune.sweep.run import experiment_uri
 
         given = list(overrides or [])
@@ -65,7 +78,11 @@ def sweep(
         if dry_run:
             _dry_run(loaded)
             return
-        _run(loaded, experiment_uri(loaded), resume is not None)
+        uri = experiment_uri(loaded)
+        again = "the same command" if restore else f"rlprune sweep --resume {uri}"
+        with _broken_off(again, FileAccessError) if restore else _broken_off(again):
+            resuming = _restored(loaded, uri) if restore else resume is not None
+            _run(loaded, uri, resuming, again)
 
 
 def status(
@@ -134,7 +151,41 @@ def _dry_run(spec: SweepSpec) -> None:
     check_schedulable(plan, available_nodes())
 
 
-def _run(spec: SweepSpec, uri: str, resume: bool) -> None:
+def _restored(spec: SweepSpec, uri: str) -> bool:
+    """Whether there is a sweep to go on with; nobody else runs it then."""
+    from rlprune.sweep.run import is_begun, wait_until_left
+
+    if not is_begun(spec):
+        return False
+    wait_until_left(uri, lambda text: typer.echo(text, err=True))
+    return True
+
+
+@contextlib.contextmanager
+def _broken_off(again: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Tells what ended a sweep that is not to blame for it, and exits with a status of its own.
+
+    Args:
+        again: what to do to go on.
+        kinds: rlprune's errors that count as such; all that are not rlprune's do.
+    """
+    from rlprune.errors import RlpruneError
+
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, typer.Exit | RlpruneError) and not isinstance(error, kinds):
+            raise
+        if isinstance(error, RlpruneError):
+            typer.echo(f"rlprune: {error}", err=True)
+        else:
+            traceback.print_exc()
+        text = "The sweep was broken off; what trials have saved is not lost. Go on with:"
+        typer.echo(f"{text}\n  {again}", err=True)
+        raise typer.Exit(BROKEN_OFF) from None
+
+
+def _run(spec: SweepSpec, uri: str, resume: bool, again: str) -> None:
     from rich.console import Console
 
     from rlprune.cli.watch import SweepView, failure_table, state_counts
@@ -149,10 +200,10 @@ def _run(spec: SweepSpec, uri: str, resume: bool) -> None:
     failed = found.in_state(states.FAILED)
     if failed:
         console.print(failure_table(failed, uri))
-        console.print(f"Try them again with: rlprune sweep --resume {uri}", soft_wrap=True)
+        console.print(f"Try them again with: {again}", soft_wrap=True)
         raise typer.Exit(1)
     if _unfinished(found):
-        typer.echo(f"Interrupted. Continue with:\n  rlprune sweep --resume {uri}", err=True)
+        typer.echo(f"Interrupted. Continue with:\n  {again}", err=True)
         raise typer.Exit(INTERRUPTED)
 
 

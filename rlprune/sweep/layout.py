@@ -28,6 +28,11 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri else os.path.abspath(uri)
 
 
+def experiment(storage_path: str, name: str) -> str:
+    """Folder or URI of an experiment; local ones are made absolute."""
+    return files.join(absolute(storage_path), name)
+
+
 def split(uri: str) -> tuple[str, str]:
     """Storage path and name of an experiment's (absolute) folder."""
     path, question, options = uri.partition("?") if "://" in uri else (uri, "", "")

@@ -1,4 +1,4 @@
-"""Two spots of Tune 2.60 that sweeps need otherwise; each is undone when a sweep ends.
+"""Three spots of Tune 2.60 that sweeps need otherwise; each is undone when a sweep ends.
 
 Ray is pinned to 2.60 in pyproject.toml: read these again before raising it.
 """
@@ -57,3 +57,22 @@ def no_forced_snapshots() -> Iterator[None]:
         yield
     finally:
         _ExperimentCheckpointManager.on_trial_checkpoint = original
+
+
+@contextlib.contextmanager
+def no_keys_in_runtime_env() -> Iterator[None]:
+    """Keeps AWS keys out of the logs and off the command lines of the trials' processes.
+
+    Tune 2.60 copies ``AWS_SECRET_ACCESS_KEY`` and its like from the driver's environment into
+    each trial's ``runtime_env.env_vars``, which Ray logs in clear text on every node and passes
+    on a command line that all users of the machine can see (both measured). Processes on the
+    driver's machine have these variables anyway; to others ``rlprune submit --env`` brings them.
+    """
+    from ray.tune.execution import class_cache
+
+    original = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in original if not n.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = original

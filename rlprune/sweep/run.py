@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +21,13 @@ from rlprune.training.cluster import private_ray
 
 Watch = Callable[[SweepStatus], None]
 
+_DECIDING = ("trial", "space", "search", "scheduler")
+_PAUSE = 2.0
+
 
 def experiment_uri(spec: SweepSpec) -> str:
     """Folder or URI of the experiment; local ones are made absolute, as Tune wants them."""
-    return files.join(layout.absolute(spec.storage_path), spec.name)
+    return layout.experiment(spec.storage_path, spec.name)
 
 
 def read_spec(uri: str) -> SweepSpec:
@@ -87,6 +91,53 @@ def check_new(uri: str) -> None:
         )
 
 
+def is_begun(spec: SweepSpec) -> bool:
+    """Whether this very sweep lies in its storage already, to be gone on with.
+
+    What only says how it is run (resources, max_concurrent, stop, checkpoints, loggers) may
+    have changed since.
+
+    Raises:
+        CheckpointError: a sweep of the same name lies there that does something else.
+    """
+    uri = experiment_uri(spec)
+    if not files.exists(layout.spec(uri)):
+        return False
+    stored, given = spec_to_dict(read_spec(uri)), spec_to_dict(spec)
+    other = [part for part in _DECIDING if stored[part] != given[part]]
+    if other:
+        raise CheckpointError(
+            f"{uri} holds a sweep of this name that differs in {', '.join(other)}. Choose another "
+            "name (--set name=...), or give the specification with which that sweep was started."
+        )
+    return True
+
+
+def wait_until_left(uri: str, tell: Callable[[str], None], pause: float = _PAUSE) -> None:
+    """Waits until a driver that may have died with its machine has been silent for long enough.
+
+    Args:
+        uri: the experiment's folder.
+        tell: told once, if there is anything to wait for.
+        pause: seconds between two looks.
+
+    Raises:
+        CheckpointError: it is alive: its status file has changed meanwhile.
+    """
+    first = status = _status(uri)
+    while status.driver_lives():
+        if status is first:
+            tell(f"{uri}: {status.host} may be running this sweep. Waiting for a sign of life ...")
+        elif status.updated != first.updated:
+            check_nobody_runs_it(status, uri)
+        time.sleep(pause)
+        status = _status(uri)
+
+
+def _status(uri: str) -> SweepStatus:
+    return read_status(uri) if files.exists(layout.status(uri)) else SweepStatus()
+
+
 def check_nobody_runs_it(status: SweepStatus, uri: str) -> None:
     """Refuses an experiment at which another process is at work.
 
@@ -125,7 +176,7 @@ def run_sweep(spec: SweepSpec, resume: bool = False, watch: Watch | None = None)
     files.write_whole(
         layout.spec(uri), yaml.safe_dump(spec_to_dict(spec), sort_keys=False).encode()
     )
-    status = read_status(uri) if files.exists(layout.status(uri)) else SweepStatus()
+    status = _status(uri)
     searching = spec.search.algorithm == "optuna"
     names = [] if searching else [estimate.name for estimate in plan.trials]
     check_nobody_runs_it(status, uri)

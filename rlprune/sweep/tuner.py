@@ -19,7 +19,11 @@ from rlprune.sweep.checkpoints import find_checkpoints
 from rlprune.sweep.domains import Choice, Domain, RandInt, Stepped, Uniform, parse_domains
 from rlprune.sweep.fields import get_field
 from rlprune.sweep.loggers import logger_callbacks
-from rlprune.sweep.patches import no_forced_snapshots, one_trial_pays_for_memory
+from rlprune.sweep.patches import (
+    no_forced_snapshots,
+    no_keys_in_runtime_env,
+    one_trial_pays_for_memory,
+)
 from rlprune.sweep.plan import SweepPlan, bundles
 from rlprune.sweep.search import NAME, OptunaJournal
 from rlprune.sweep.shared import start_shared_data
@@ -75,7 +79,7 @@ def fit(
         ),
         run_config=_run_config(spec, uri, [keeper, *logger_callbacks(spec)]),
     )
-    with one_trial_pays_for_memory(), no_forced_snapshots():
+    with one_trial_pays_for_memory(), no_forced_snapshots(), no_keys_in_runtime_env():
         tuner.fit()
 
 

@@ -38,10 +38,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {*_TORCH, "deploy", "results", "agents", "report"},  # the picture of a training
     "export": {*_TORCH, "deploy", "results", "agents", "training", ""},
     "sweep": {*_TORCH, "deploy", "results", "agents", "training"},
-    "cli": {*_TORCH, "deploy", "results", "agents", "training", "export", "report", "sweep", ""},
+    "jobs": {*_TORCH, "training", "sweep", ""},  # sweeps on a cluster
+    "cli": {
+        *_TORCH,
+        "deploy",
+        "results",
+        "agents",
+        "training",
+        "export",
+        "report",
+        "sweep",
+        "jobs",
+        "",
+    },
     "": {*_TORCH, "deploy", "results", "agents"},  # rlprune/__init__.py
 }
-MAY_USE_RAY = {"agents", "training", "sweep", "cli"}
+MAY_USE_RAY = {"agents", "training", "sweep", "jobs", "cli"}
 NEVER_RAY = {"rlprune.agents", "rlprune.agents.networks"}
 
 
