@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rlprune.errors import ClusterError
@@ -106,7 +107,7 @@ class Job:
         Raises:
             ClusterError: there is no such job, or the job server does not answer.
         """
-        return JobState.of(asked(self.cluster, lambda: self._client().get_job_info(self.id)))
+        return JobState.of(asked(self.cluster, lambda: self._client.get_job_info(self.id)))
 
     def logs(self) -> str:
         """All that it has printed so far.
@@ -114,10 +115,13 @@ class Job:
         Raises:
             ClusterError: see :meth:`state`.
         """
-        return str(asked(self.cluster, lambda: self._client().get_job_logs(self.id)))
+        return str(asked(self.cluster, lambda: self._client.get_job_logs(self.id)))
 
-    def follow(self, write: Callable[[str], object] = sys.stdout.write) -> int:
+    def follow(self, write: Callable[[str], object] | None = None) -> int:
         """Passes on what the job prints until it has ended; survives lost connections.
+
+        Args:
+            write: gets the text; None: standard output.
 
         Returns:
             The job's exit status: 0 where all trials finished, 130 where it was stopped.
@@ -125,6 +129,7 @@ class Job:
         Raises:
             ClusterError: the job server has not answered for half a minute.
         """
+        write = write or sys.stdout.write
         shown = 0
         while True:
             shown = asyncio.run(self._tail(shown, write))
@@ -143,7 +148,7 @@ class Job:
         before = self.state()
         if before.over:
             raise ClusterError(f"{self.id} has ended already ({before.status}).")
-        asked(self.cluster, lambda: self._client().stop_job(self.id))
+        asked(self.cluster, lambda: self._client.stop_job(self.id))
 
     def wait_for_end(self, seconds: float = STOP_SECONDS + _MARGIN_SECONDS) -> JobState:
         """Waits until it has ended; the default is as long as a stopped job may take.
@@ -158,6 +163,7 @@ class Job:
             time.sleep(_PAUSE)
         return state
 
+    @cached_property
     def _client(self) -> Any:
         return self.cluster.client()
 
@@ -165,7 +171,7 @@ class Job:
         """Follows the log from its start, skips what was shown; returns what is shown now."""
         seen = 0
         try:
-            async for text in self._client().tail_job_logs(self.id):
+            async for text in self._client.tail_job_logs(self.id):
                 new = text[max(0, shown - seen) :] if seen < shown else text
                 seen += len(text)
                 if new:

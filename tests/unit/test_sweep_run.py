@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import yaml
 from rlprune.errors import CheckpointError, ConfigError, RlpruneError
 from rlprune.sweep import layout
 from rlprune.sweep.loggers import check_packages, logger_callbacks
-from rlprune.sweep.run import check_new, check_nobody_runs_it, experiment_uri, read_spec
+from rlprune.sweep.patches import no_keys_in_runtime_env
+from rlprune.sweep.run import (
+    check_new,
+    check_nobody_runs_it,
+    experiment_uri,
+    is_begun,
+    read_spec,
+    wait_until_left,
+)
 from rlprune.sweep.space import trial_points
 from rlprune.sweep.spec import SweepSpec, spec_from_dict, spec_to_dict
 from rlprune.sweep.status import SweepStatus
@@ -186,3 +195,80 @@ def test_tensorboard_needs_nothing_and_no_callback_of_ours() -> None:
     check_packages(spec_of())
     check_packages(spec_of(loggers=[]))
     assert logger_callbacks(spec_of()) == []
+
+
+# --- restore --------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_begun_when_its_specification_lies_there(tmp_path: Path) -> None:
+    spec = spec_of(storage_path=str(tmp_path), base="quickstart")
+    assert not is_begun(spec)
+    write_experiment(tmp_path / "first", spec)
+    assert is_begun(spec)
+    otherwise_run = {"max_concurrent": 7, "resources": {"cpus": 4}, "stop": {"max_failures": 9}}
+    assert is_begun(spec_of(storage_path=str(tmp_path), base="quickstart", **otherwise_run))
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"trial": {"training": {"rounds": 9}}}, "trial"),
+        ({"space": {"seed": {"grid": [0, 1, 2]}}}, "space"),
+        ({"search": {"algorithm": "random", "num_samples": 3}}, "search"),
+    ],
+)
+def test_another_sweep_of_the_same_name_is_not_gone_on_with(
+    tmp_path: Path, change: dict[str, Any], part: str
+) -> None:
+    write_experiment(tmp_path / "first", spec_of(storage_path=str(tmp_path)))
+    with pytest.raises(CheckpointError, match=f"differs in {part}\\.") as caught:
+        is_begun(spec_of(storage_path=str(tmp_path), **change))
+    assert "--set name=" in str(caught.value)
+
+
+def test_a_driver_that_died_elsewhere_is_waited_for(tmp_path: Path) -> None:
+    uri, told = str(tmp_path), []
+    wait_until_left(uri, told.append)  # no status at all
+    status = SweepStatus()
+    status.begin(["a"], 1)
+    status.host = "another-machine"
+    status.updated -= 119.0  # silent in a second
+    status.write(uri)
+    started = time.monotonic()
+    wait_until_left(uri, told.append, pause=0.05)
+    assert 0.5 < time.monotonic() - started < 10 and len(told) == 1
+    assert "another-machine" in told[0]
+
+
+def test_a_driver_that_lives_is_left_alone(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    status = SweepStatus()
+    status.begin(["a"], 1)
+    status.host = "another-machine"
+    status.write(uri)
+
+    def sign_of_life(_: str) -> None:
+        status.updated += 1.0
+        status.write(uri)
+
+    with pytest.raises(CheckpointError, match="another-machine is running this sweep"):
+        wait_until_left(uri, sign_of_life, pause=0.01)
+
+
+def test_keys_are_not_copied_into_the_trials_runtime_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Tune would put into logs and onto command lines."""
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    class Trainable:
+        pass
+
+    def env_vars() -> dict[str, str]:
+        options = _ActorClassCache().get(Trainable)._default_options
+        return dict(options["runtime_env"]["env_vars"])
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "geheim")
+    assert env_vars()["AWS_SECRET_ACCESS_KEY"] == "geheim"  # else the patch has no use any more
+    with no_keys_in_runtime_env():
+        assert "geheim" not in env_vars().values() and "PL_DISABLE_FORK" in env_vars()
+    assert env_vars()["AWS_SESSION_TOKEN"] == "geheim"
