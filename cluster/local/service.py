@@ -1,0 +1,285 @@
+"""The local cluster as a whole: up, down, status."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.local import machines, network
+from cluster.local.state import (
+    HEAD,
+    HUB,
+    STORAGE,
+    LocalClusterError,
+    Machine,
+    Shape,
+    StateFolder,
+    write_private,
+)
+
+Say = Callable[[str], None]
+
+_START_SECONDS = 120.0
+_HTTP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One line of `status`.
+
+    Attributes:
+        name, address: of the machine.
+        pid: its outer process; None if it is off.
+        state: what Ray says: ``alive``, ``dead``, ``unknown`` (no answer); for the S3
+            server ``answers`` or ``silent``.
+        cpus: logical CPUs.
+    """
+
+    name: str
+    address: str
+    pid: int | None
+    state: str
+    cpus: int
+
+
+def running_shape(folder: StateFolder) -> Shape:
+    """The shape of a cluster that was started.
+
+    Raises:
+        LocalClusterError: there is none of that name.
+    """
+    shape = folder.read_shape() if folder.path.exists() else None
+    if shape is None:
+        raise LocalClusterError(
+            f"No local cluster {folder.name!r} was started. Start it with cluster/local/up."
+        )
+    return shape
+
+
+def up(folder: StateFolder, wanted: Shape | None, say: Say) -> Shape:
+    """Starts the cluster, or whatever of it does not run.
+
+    Args:
+        folder: the cluster's.
+        wanted: its shape; None takes that of the running one.
+        say: told about every step.
+
+    Raises:
+        LocalClusterError: not permitted here, another shape is running, or a node did not
+            come up.
+    """
+    network.check_permitted()
+    folder.create()
+    shape = folder.read_shape()
+    if shape is None:
+        if wanted is None:
+            raise LocalClusterError(f"No local cluster {folder.name!r} was started.")
+        shape = wanted
+        folder.write_shape(shape)
+    hub = _start_basis(folder, shape, say)
+    _start_nodes(folder, shape, hub, say)
+    _wait_for_nodes(folder, shape)
+    return shape
+
+
+def down(folder: StateFolder) -> int:
+    """Kills every machine and removes the cluster's folder. Nothing if there is none.
+
+    Returns:
+        How many machines were running.
+    """
+    if not folder.path.exists():
+        return 0
+    found = folder.machines()
+    running = sum(machine.lives() for machine in found)
+    for machine in reversed(found):  # the hub last: its namespace holds all cables
+        machines.kill(machine)
+    shutil.rmtree(folder.path)
+    return running
+
+
+def status(folder: StateFolder) -> list[NodeView]:
+    """Every machine, and what Ray thinks of it."""
+    shape = running_shape(folder)
+    by_address = _ray_nodes(folder, shape)
+    views = []
+    for name in shape.names():
+        machine, address = folder.read_machine(name), shape.address(name)
+        state = "unknown" if by_address is None else by_address.get(address, "dead")
+        cpus = shape.head_cpus if name == HEAD else shape.cpus
+        views.append(NodeView(name, address, _pid(machine), state, cpus))
+    if shape.storage:
+        state = "answers" if _storage_answers(shape) else "silent"
+        pid = _pid(folder.read_machine(STORAGE))
+        views.append(NodeView(STORAGE, shape.address(STORAGE), pid, state, 0))
+    return views
+
+
+def start_one(folder: StateFolder, name: str) -> None:
+    """Starts a machine that is off, and does not wait for Ray to see it."""
+    shape, hub = running_shape(folder), _hub(folder)
+    machine = _machine(folder, name)
+    if machine.lives():
+        raise LocalClusterError(f"{name} is on already.")
+    if name == STORAGE:
+        machines.start_storage(folder, shape, hub)
+    else:
+        machines.start_node(folder, shape, hub, name)
+
+
+def kill_one(folder: StateFolder, name: str) -> None:
+    """SIGKILL for a whole machine: as if its power were cut."""
+    machines.kill(_machine(folder, name))
+
+
+def cut(folder: StateFolder, name: str) -> None:
+    """Pulls a machine's network cable."""
+    _machine(folder, name)
+    network.cut(_hub(folder), name)
+
+
+def join(folder: StateFolder, name: str) -> None:
+    """Plugs a machine's network cable in again."""
+    _machine(folder, name)
+    network.join(_hub(folder), name)
+
+
+def run_on(folder: StateFolder, name: str, command: list[str]) -> int:
+    """Runs a command on a machine with the environment of Ray nodes."""
+    shape = running_shape(folder)
+    environment = machines.node_environment(folder, shape)
+    return machines.inside(_machine(folder, name), command, environment)
+
+
+def _start_basis(folder: StateFolder, shape: Shape, say: Say) -> Machine:
+    """The hub and the S3 server. Without its hub a machine has no cable: all start anew."""
+    names = [*shape.names(), *([STORAGE] if shape.storage else [])]
+    hosts = [f"{shape.address(name)} {name}" for name in names]
+    write_private(folder.path / "hosts", "\n".join(["127.0.0.1 localhost", *hosts, ""]))
+    environment = machines.client_environment(folder, shape)
+    lines = ["unset RAY_AUTH_TOKEN RAY_ADDRESS"]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    write_private(folder.env_file, "\n".join([*lines, ""]))
+    hub = folder.read_machine(HUB)
+    if hub is None or not hub.lives():
+        for machine in folder.machines():
+            machines.kill(machine)
+        hub = machines.start_hub(folder, shape)
+    if shape.storage and not _lives(folder, STORAGE):
+        say("starting the S3 server ...")
+        machines.start_storage(folder, shape, hub)
+        _wait(lambda: _make_bucket(shape), folder, [STORAGE], "the S3 server does not answer")
+    return hub
+
+
+def _start_nodes(folder: StateFolder, shape: Shape, hub: Machine, say: Say) -> None:
+    if not _lives(folder, HEAD):
+        for name in shape.names():  # workers of a dead head never find the next one
+            machine = folder.read_machine(name)
+            if machine is not None:
+                machines.kill(machine)
+        say(f"starting {HEAD} at {shape.address(HEAD)} ...")
+        machines.start_node(folder, shape, hub, HEAD)
+        answers = "the head's dashboard does not answer"
+        _wait(lambda: _ray_nodes(folder, shape) is not None, folder, [HEAD], answers)
+    for name in shape.names()[1:]:
+        if not _lives(folder, name):
+            say(f"starting {name} at {shape.address(name)} ...")
+            machines.start_node(folder, shape, hub, name)
+
+
+def _wait_for_nodes(folder: StateFolder, shape: Shape) -> None:
+    def all_alive() -> bool:
+        found = _ray_nodes(folder, shape) or {}
+        return all(found.get(shape.address(name)) == "alive" for name in shape.names())
+
+    _wait(all_alive, folder, shape.names(), "not all nodes have joined")
+
+
+def _wait(done: Callable[[], bool], folder: StateFolder, names: list[str], problem: str) -> None:
+    """Waits for a condition; a machine that ends meanwhile is told with its last words."""
+    deadline = time.monotonic() + _START_SECONDS
+    while not done():
+        dead = [name for name in names if not _lives(folder, name)]
+        if dead:
+            words = machines.last_words(folder, dead[0])
+            raise LocalClusterError(f"{dead[0]} ended while it was starting:\n{words}")
+        if time.monotonic() > deadline:
+            log = machines.output_file(folder, names[-1])
+            raise LocalClusterError(
+                f"After {_START_SECONDS:.0f} s {problem}. See {log.parent.parent}/*/output.txt; "
+                "clean up with cluster/local/down."
+            )
+        time.sleep(0.3)
+
+
+def _ray_nodes(folder: StateFolder, shape: Shape) -> dict[str, str] | None:
+    """State of every node that Ray knows, by address; None while the dashboard is silent."""
+    url = f"http://{shape.address(HEAD)}:{machines.DASHBOARD_PORT}/nodes?view=summary"
+    token = folder.token.read_text()
+    try:
+        answer = json.loads(_open(url, {"Authorization": f"Bearer {token}"}))
+    except (OSError, ValueError):
+        return None
+    found: dict[str, str] = {}
+    for node in answer["data"]["summary"]:
+        address, state = node["raylet"]["nodeManagerAddress"], node["raylet"]["state"].lower()
+        if found.get(address) != "alive":  # a machine that came back is listed twice
+            found[address] = state
+    return found
+
+
+def _make_bucket(shape: Shape) -> bool:
+    url = f"{machines.storage_environment(shape)['AWS_ENDPOINT_URL']}/{machines.BUCKET}"
+    try:
+        _open(url, {}, method="PUT")
+    except OSError:
+        return False
+    return True
+
+
+def _storage_answers(shape: Shape) -> bool:
+    try:
+        _open(machines.storage_environment(shape)["AWS_ENDPOINT_URL"], {})
+    except OSError:
+        return False
+    return True
+
+
+def _open(url: str, headers: dict[str, str], method: str = "GET") -> bytes:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy
+    request = urllib.request.Request(url, headers=headers, method=method)
+    with direct.open(request, timeout=_HTTP_SECONDS) as response:
+        body: Any = response.read()
+    return bytes(body)
+
+
+def _lives(folder: StateFolder, name: str) -> bool:
+    machine = folder.read_machine(name)
+    return machine is not None and machine.lives()
+
+
+def _pid(machine: Machine | None) -> int | None:
+    return machine.pid if machine is not None and machine.lives() else None
+
+
+def _hub(folder: StateFolder) -> Machine:
+    hub = folder.read_machine(HUB)
+    if hub is None or not hub.lives():
+        raise LocalClusterError("The cluster's switch is off: start again with cluster/local/up.")
+    return hub
+
+
+def _machine(folder: StateFolder, name: str) -> Machine:
+    shape = running_shape(folder)
+    names = [*shape.names(), *([STORAGE] if shape.storage else [])]
+    machine = folder.read_machine(name) if name in names else None
+    if machine is None:
+        raise LocalClusterError(f"No machine {name!r}: there are {', '.join(names)}.")
+    return machine
