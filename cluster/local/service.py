@@ -48,6 +48,13 @@ class NodeView:
     cpus: int
 
 
+@dataclass(frozen=True)
+class _RayNode:
+    identity: str
+    address: str
+    state: str
+
+
 def running_shape(folder: StateFolder) -> Shape:
     """The shape of a cluster that was started.
 
@@ -83,8 +90,9 @@ def up(folder: StateFolder, wanted: Shape | None, say: Say) -> Shape:
         shape = wanted
         folder.write_shape(shape)
     hub = _start_basis(folder, shape, say)
-    _start_nodes(folder, shape, hub, say)
-    _wait_for_nodes(folder, shape)
+    before = _ray_nodes(folder, shape) if _lives(folder, HEAD) else None
+    started = _start_nodes(folder, shape, hub, say)
+    _wait_for_nodes(folder, shape, started, {node.identity for node in before or ()})
     return shape
 
 
@@ -107,11 +115,12 @@ def down(folder: StateFolder) -> int:
 def status(folder: StateFolder) -> list[NodeView]:
     """Every machine, and what Ray thinks of it."""
     shape = running_shape(folder)
-    by_address = _ray_nodes(folder, shape)
+    found = _ray_nodes(folder, shape)
     views = []
     for name in shape.names():
         machine, address = folder.read_machine(name), shape.address(name)
-        state = "unknown" if by_address is None else by_address.get(address, "dead")
+        states = {node.state for node in found or () if node.address == address}
+        state = "alive" if "alive" in states else "unknown" if found is None else "dead"
         cpus = shape.head_cpus if name == HEAD else shape.cpus
         views.append(NodeView(name, address, _pid(machine), state, cpus))
     if shape.storage:
@@ -178,7 +187,9 @@ def _start_basis(folder: StateFolder, shape: Shape, say: Say) -> Machine:
     return hub
 
 
-def _start_nodes(folder: StateFolder, shape: Shape, hub: Machine, say: Say) -> None:
+def _start_nodes(folder: StateFolder, shape: Shape, hub: Machine, say: Say) -> list[str]:
+    """Starts the nodes that are off; returns their names."""
+    started = []
     if not _lives(folder, HEAD):
         for name in shape.names():  # workers of a dead head never find the next one
             machine = folder.read_machine(name)
@@ -188,16 +199,34 @@ def _start_nodes(folder: StateFolder, shape: Shape, hub: Machine, say: Say) -> N
         machines.start_node(folder, shape, hub, HEAD)
         answers = "the head's dashboard does not answer"
         _wait(lambda: _ray_nodes(folder, shape) is not None, folder, [HEAD], answers)
+        started.append(HEAD)
     for name in shape.names()[1:]:
         if not _lives(folder, name):
             say(f"starting {name} at {shape.address(name)} ...")
             machines.start_node(folder, shape, hub, name)
+            started.append(name)
+    return started
 
 
-def _wait_for_nodes(folder: StateFolder, shape: Shape) -> None:
+def _wait_for_nodes(
+    folder: StateFolder, shape: Shape, started: list[str], before: set[str]
+) -> None:
+    """Waits until Ray has seen all nodes.
+
+    Args:
+        folder, shape: the cluster's.
+        started: names of nodes that were started now.
+        before: Ray's identities from before: where a node was killed a moment ago, its old
+            life may still count as alive.
+    """
+
     def all_alive() -> bool:
-        found = _ray_nodes(folder, shape) or {}
-        return all(found.get(shape.address(name)) == "alive" for name in shape.names())
+        alive = [node for node in _ray_nodes(folder, shape) or () if node.state == "alive"]
+        fresh = {node.address for node in alive if node.identity not in before}
+        return all(
+            shape.address(name) in (fresh if name in started else {n.address for n in alive})
+            for name in shape.names()
+        )
 
     _wait(all_alive, folder, shape.names(), "not all nodes have joined")
 
@@ -219,20 +248,19 @@ def _wait(done: Callable[[], bool], folder: StateFolder, names: list[str], probl
         time.sleep(0.3)
 
 
-def _ray_nodes(folder: StateFolder, shape: Shape) -> dict[str, str] | None:
-    """State of every node that Ray knows, by address; None while the dashboard is silent."""
+def _ray_nodes(folder: StateFolder, shape: Shape) -> list[_RayNode] | None:
+    """Every node that Ray knows, dead ones as well; None while the dashboard is silent."""
     url = f"http://{shape.address(HEAD)}:{machines.DASHBOARD_PORT}/nodes?view=summary"
     token = folder.token.read_text()
     try:
         answer = json.loads(_open(url, {"Authorization": f"Bearer {token}"}))
     except (OSError, ValueError):
         return None
-    found: dict[str, str] = {}
-    for node in answer["data"]["summary"]:
-        address, state = node["raylet"]["nodeManagerAddress"], node["raylet"]["state"].lower()
-        if found.get(address) != "alive":  # a machine that came back is listed twice
-            found[address] = state
-    return found
+    raylets = [node["raylet"] for node in answer["data"]["summary"]]
+    return [
+        _RayNode(raylet["nodeId"], raylet["nodeManagerAddress"], raylet["state"].lower())
+        for raylet in raylets
+    ]
 
 
 def _make_bucket(shape: Shape) -> bool:

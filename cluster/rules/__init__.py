@@ -1,0 +1,1 @@
+"""Rules for the manifests: what their own schemas cannot say."""
