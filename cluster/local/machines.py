@@ -189,8 +189,11 @@ def _reap(pid: int) -> None:
         pass
 
 
-def inside(machine: Machine, command: list[str], environment: dict[str, str]) -> int:
-    """Runs a command on a machine, as if logged in there; returns its exit status."""
-    enter = ["nsenter", "--target", str(machine.inner_pid())]
-    enter += ["--net", "--pid", "--mount", "--uts", f"--wdns={Path.cwd()}"]
-    return subprocess.run([*enter, *command], env=environment).returncode
+def enter(machine: Machine) -> list[str]:
+    """What goes before a command that is to run on a machine, as if logged in there.
+
+    Raises:
+        LocalClusterError: the machine is off.
+    """
+    command = ["nsenter", "--target", str(machine.inner_pid())]
+    return [*command, "--net", "--pid", "--mount", "--uts", f"--wdns={Path.cwd()}"]

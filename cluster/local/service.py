@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from cluster.local.state import (
 
 Say = Callable[[str], None]
 
-_START_SECONDS = 120.0
+_START_SECONDS = 180.0
+_ATTEMPTS = 3
 _HTTP_SECONDS = 10.0
 
 
@@ -92,7 +94,13 @@ def up(folder: StateFolder, wanted: Shape | None, say: Say) -> Shape:
     hub = _start_basis(folder, shape, say)
     before = _ray_nodes(folder, shape) if _lives(folder, HEAD) else None
     started = _start_nodes(folder, shape, hub, say)
-    _wait_for_nodes(folder, shape, started, {node.identity for node in before or ()})
+    old = {node.identity for node in before or ()}
+
+    def again(name: str) -> None:
+        say(f"starting {name} again ...")
+        machines.start_node(folder, shape, hub, name)
+
+    _wait_for_nodes(folder, shape, started, old, again)
     return shape
 
 
@@ -163,7 +171,8 @@ def run_on(folder: StateFolder, name: str, command: list[str]) -> int:
     """Runs a command on a machine with the environment of Ray nodes."""
     shape = running_shape(folder)
     environment = machines.node_environment(folder, shape)
-    return machines.inside(_machine(folder, name), command, environment)
+    command = [*machines.enter(_machine(folder, name)), *command]
+    return subprocess.run(command, env=environment).returncode
 
 
 def _start_basis(folder: StateFolder, shape: Shape, say: Say) -> Machine:
@@ -209,7 +218,11 @@ def _start_nodes(folder: StateFolder, shape: Shape, hub: Machine, say: Say) -> l
 
 
 def _wait_for_nodes(
-    folder: StateFolder, shape: Shape, started: list[str], before: set[str]
+    folder: StateFolder,
+    shape: Shape,
+    started: list[str],
+    before: set[str],
+    again: Callable[[str], None],
 ) -> None:
     """Waits until Ray has seen all nodes.
 
@@ -218,9 +231,16 @@ def _wait_for_nodes(
         started: names of nodes that were started now.
         before: Ray's identities from before: where a node was killed a moment ago, its old
             life may still count as alive.
+        again: starts a worker that has ended: `ray start` gives up after 30 s, which a
+            busy computer may need.
     """
+    attempts = dict.fromkeys(started, _ATTEMPTS)
 
     def all_alive() -> bool:
+        for name in started:
+            if name != HEAD and not _lives(folder, name) and attempts[name] > 1:
+                attempts[name] -= 1
+                again(name)
         alive = [node for node in _ray_nodes(folder, shape) or () if node.state == "alive"]
         fresh = {node.address for node in alive if node.identity not in before}
         return all(
