@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.local import machines, network, service
-from cluster.local.state import HEAD, Shape, StateFolder
+from cluster.local.state import Shape, StateFolder
 from rlprune.errors import RlpruneError
 
 NameOption = Annotated[str, typer.Option(help="Name of the cluster; several may run at once.")]
@@ -59,8 +59,7 @@ def up(
     )
     if running and shape != running:
         typer.echo("It was started with other options; these stay until cluster/local/down.")
-    service.up(folder, shape, typer.echo)
-    _explain(folder, running or shape)
+    _explain(folder, service.up(folder, shape, typer.echo))
 
 
 @app.command()
@@ -127,7 +126,7 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _explain(folder: StateFolder, shape: Shape) -> None:
-    address = f"http://{shape.address(HEAD)}:{machines.DASHBOARD_PORT}"
+    address = machines.client_environment(folder, shape)["RAY_API_SERVER_ADDRESS"]
     option = "" if folder.name == _NAME else f" --name {folder.name}"
     storage = f" --storage-path s3://{machines.BUCKET}/runs" if shape.storage else ""
     typer.echo(
@@ -137,7 +136,7 @@ def _explain(folder: StateFolder, shape: Shape) -> None:
         f"  token               {folder.token}\n"
         "In a shell that is to use it:\n"
         f"  . {folder.env_file}\n"
-        f"  rlprune submit sweep_digits --address {address}{storage} --follow\n"
+        f"  rlprune submit sweep_digits{storage} --follow\n"
         f"Look: cluster/local/status{option}   End: cluster/local/down{option}"
     )
 

@@ -26,8 +26,8 @@ from cluster.local.state import (
 
 Say = Callable[[str], None]
 
-_START_SECONDS = 180.0
-_ATTEMPTS = 3
+_START_SECONDS = 300.0
+_PATIENCE_OF_RAY = 29.0  # `ray start` gives up when its node has not joined after 30 s
 _HTTP_SECONDS = 10.0
 
 
@@ -71,36 +71,29 @@ def running_shape(folder: StateFolder) -> Shape:
     return shape
 
 
-def up(folder: StateFolder, wanted: Shape | None, say: Say) -> Shape:
+def up(folder: StateFolder, wanted: Shape, say: Say) -> Shape:
     """Starts the cluster, or whatever of it does not run.
 
     Args:
         folder: the cluster's.
-        wanted: its shape; None takes that of the running one.
+        wanted: its shape; a cluster that was started before keeps the one it has.
         say: told about every step.
 
+    Returns:
+        The shape that it has.
+
     Raises:
-        LocalClusterError: not permitted here, another shape is running, or a node did not
-            come up.
+        LocalClusterError: not permitted here, or a node did not come up.
     """
     network.check_permitted()
     folder.create()
-    shape = folder.read_shape()
-    if shape is None:
-        if wanted is None:
-            raise LocalClusterError(f"No local cluster {folder.name!r} was started.")
-        shape = wanted
-        folder.write_shape(shape)
+    shape = folder.read_shape() or wanted
+    folder.write_shape(shape)
     hub = _start_basis(folder, shape, say)
     before = _ray_nodes(folder, shape) if _lives(folder, HEAD) else None
     started = _start_nodes(folder, shape, hub, say)
     old = {node.identity for node in before or ()}
-
-    def again(name: str) -> None:
-        say(f"starting {name} again ...")
-        machines.start_node(folder, shape, hub, name)
-
-    _wait_for_nodes(folder, shape, started, old, again)
+    _wait_for_nodes(folder, shape, started, old, _again(folder, shape, hub, say))
     return shape
 
 
@@ -207,7 +200,8 @@ def _start_nodes(folder: StateFolder, shape: Shape, hub: Machine, say: Say) -> l
         say(f"starting {HEAD} at {shape.address(HEAD)} ...")
         machines.start_node(folder, shape, hub, HEAD)
         answers = "the head's dashboard does not answer"
-        _wait(lambda: _ray_nodes(folder, shape) is not None, folder, [HEAD], answers)
+        again = _again(folder, shape, hub, say)
+        _wait(lambda: _ray_nodes(folder, shape) is not None, folder, [HEAD], answers, again)
         started.append(HEAD)
     for name in shape.names()[1:]:
         if not _lives(folder, name):
@@ -231,16 +225,10 @@ def _wait_for_nodes(
         started: names of nodes that were started now.
         before: Ray's identities from before: where a node was killed a moment ago, its old
             life may still count as alive.
-        again: starts a worker that has ended: `ray start` gives up after 30 s, which a
-            busy computer may need.
+        again: starts a node that has ended.
     """
-    attempts = dict.fromkeys(started, _ATTEMPTS)
 
     def all_alive() -> bool:
-        for name in started:
-            if name != HEAD and not _lives(folder, name) and attempts[name] > 1:
-                attempts[name] -= 1
-                again(name)
         alive = [node for node in _ray_nodes(folder, shape) or () if node.state == "alive"]
         fresh = {node.address for node in alive if node.identity not in before}
         return all(
@@ -248,17 +236,40 @@ def _wait_for_nodes(
             for name in shape.names()
         )
 
-    _wait(all_alive, folder, shape.names(), "not all nodes have joined")
+    _wait(all_alive, folder, shape.names(), "not all nodes have joined", again)
 
 
-def _wait(done: Callable[[], bool], folder: StateFolder, names: list[str], problem: str) -> None:
-    """Waits for a condition; a machine that ends meanwhile is told with its last words."""
+def _again(folder: StateFolder, shape: Shape, hub: Machine, say: Say) -> Callable[[str], None]:
+    """What starts a node that has ended, unless it ended so soon that it would again."""
+    started = dict.fromkeys(shape.names(), time.monotonic())
+
+    def again(name: str) -> None:
+        seconds = time.monotonic() - started[name]
+        if seconds < _PATIENCE_OF_RAY:
+            words = machines.last_words(folder, name)
+            raise LocalClusterError(f"{name} ended after {seconds:.0f} s:\n{words}")
+        say(f"{name} took too long on this busy computer, starting it again ...")
+        machines.start_node(folder, shape, hub, name)
+        started[name] = time.monotonic()
+
+    return again
+
+
+def _wait(
+    done: Callable[[], bool],
+    folder: StateFolder,
+    names: list[str],
+    problem: str,
+    again: Callable[[str], None] | None = None,
+) -> None:
+    """Waits for a condition; machines that end meanwhile are started again, or told."""
     deadline = time.monotonic() + _START_SECONDS
     while not done():
-        dead = [name for name in names if not _lives(folder, name)]
-        if dead:
-            words = machines.last_words(folder, dead[0])
-            raise LocalClusterError(f"{dead[0]} ended while it was starting:\n{words}")
+        for name in [name for name in names if not _lives(folder, name)]:
+            if again is None:
+                words = machines.last_words(folder, name)
+                raise LocalClusterError(f"{name} ended while it was starting:\n{words}")
+            again(name)
         if time.monotonic() > deadline:
             log = machines.output_file(folder, names[-1])
             raise LocalClusterError(
