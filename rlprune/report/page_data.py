@@ -2,7 +2,7 @@
 
 Text columns are stored as a list of distinct values and one code per point, per-layer
 lists once each, and numbers with six significant digits (per-layer ratios with four
-decimals); whole numbers stay exact.
+decimals); whole numbers stay exact. Latencies are there only where some point has one.
 """
 
 from __future__ import annotations
@@ -72,6 +72,16 @@ _NUMBERS = (
     "family",
     "setting",
 )
+_TIMED_TEXT = "latency_machine"
+_TIMED_NUMBERS = (
+    "latency_seconds",
+    "latency_p25_seconds",
+    "latency_p75_seconds",
+    "latency_dense_seconds",
+    "latency_ratio",
+    "latency_batch",
+    "latency_threads",
+)
 _LISTS = ("layer_names", "keep_ratio_mean", "keep_ratio_std", "stored_ratio")
 _RATIO_DECIMALS = 4
 _DIGITS = 6
@@ -87,16 +97,18 @@ def page_data(source: ReportSource, command: str) -> dict[str, Any]:
     points = source.points
     lists, codes = _encoded_lists(points)
     commands = [reproduction(row) for row in _records(points)]
+    timed = bool(points["latency_seconds"].notna().any())
     texts = {
         name: _encoded(["" if v is None else str(v) for v in _plain(points[name])])
-        for name in _TEXTS
+        for name in (*_TEXTS, *((_TIMED_TEXT,) if timed else ()))
     }
+    names = (*_NUMBERS, *(_TIMED_NUMBERS if timed else ()))
     return {
         "header": _header(source),
         "methods": {name: asdict(style) for name, style in STYLES.items()},
         "count": len(points),
         "texts": texts,
-        "numbers": {name: [rounded(value) for value in points[name]] for name in _NUMBERS},
+        "numbers": {name: [rounded(value) for value in points[name]] for name in names},
         "lists": lists,
         "listCodes": codes,
         "commands": _encoded([reproduced.command for reproduced in commands]),

@@ -17,7 +17,7 @@ from rlprune.report.page import write_page
 from rlprune.report.source import read_source
 from rlprune.results import write_rows
 from rlprune.results.pareto import pareto_front
-from tests.report_rows import EXAMPLE, HOSTILE, sweep_rows, write_sweep
+from tests.report_rows import EXAMPLE, HOSTILE, sweep_rows, timed, write_sweep
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
 
@@ -366,6 +366,45 @@ def test_one_run_of_one_point(browser: Any, tmp_path: Path, trouble: list[str]) 
     assert page.locator("#filters").is_hidden()
     assert "no updates.parquet" in page.inner_text("#curves-note")
     assert page.locator('input[name="seeds"]').count() == 0
+    context.close()
+    assert trouble == []
+
+
+def test_latency_is_a_cost_where_it_was_measured(
+    browser: Any, page: Any, tmp_path: Path, trouble: list[str]
+) -> None:
+    assert page.locator('input[name="cost"]').count() == 3  # of rows without any
+    rows = timed([row for row in sweep_rows() if row.trial != HOSTILE])
+    rows += timed([row for row in sweep_rows() if row.trial == HOSTILE], HOSTILE)
+    write_rows(tmp_path / "results", rows)
+    html = write_page(read_source(tmp_path), tmp_path / "report.html")
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, offline=True)
+    page = open_page(context, html, trouble)
+    set_radio(page, "cost", "latency_seconds")
+    assert "latency [ms per image]" in page.text_content("#front .xtitle")
+    names = ["backbone", "method", "tradeoff_rate", "config_hash", "latency_seconds"]
+    frame = pd.DataFrame([{name: getattr(row, name) for name in names} for row in rows])
+    frame["budget"] = frame["config_hash"].str.split("-").str[1]
+    learned = frame[frame["method"] == "learned"]
+    means = learned.groupby(["backbone", "budget", "tradeoff_rate"])["latency_seconds"].mean()
+    drawn = page.evaluate(TRACE, "learned")
+    assert sorted(drawn["x"]) == pytest.approx(sorted(1000 * means), rel=1e-5)
+    assert all("latency " in text and " ms" in text for text in drawn["text"])
+    assert set(page.evaluate(TRACE, "uniform")["x"]) == {None}
+    line = page.evaluate(LINE)
+    assert None not in line["x"] and len(line["x"]) >= 2
+    legend = page.inner_text("#front-legend")
+    assert "learned" in legend and "uniform" not in legend and "budget" not in legend
+    note = page.inner_text("#front-note")
+    assert f"timed in 2 ways (batch 1, 1 thread, {HOSTILE}; batch 1, 1 thread, EPYC" in note
+    # uniform and random at three rates, static_l1 once: for each backbone and budget
+    assert "42 marks without a latency: rlprune bench RUN --all" in note
+    panel = page.inner_text("#panel dl >> nth=0")
+    assert "ms per image (" in panel and "% of dense; batch 1, 1 thread" in panel
+    page.click("#sort-latency")
+    cells = page.locator("#table tbody tr td:nth-child(13)").all_inner_texts()
+    shown = [float(text) for text in cells if text != NONE]
+    assert shown == sorted(shown, reverse=True) and max(shown) == pytest.approx(5.06)
     context.close()
     assert trouble == []
 

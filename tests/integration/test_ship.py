@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from rlprune.cli.main import app
 from rlprune.data import iterate_batches
 from rlprune.deploy import PrunedModel
 from rlprune.errors import ArtifactError
-from rlprune.results import load_rows
+from rlprune.results import load_rows, write_rows
+from rlprune.results.schema import LATENCY, row_from
 from rlprune.training.methods import with_dial
 from rlprune.training.restore import LearnedRun, load_run
 
@@ -232,6 +233,78 @@ def test_a_checkpoint_that_is_gone_is_named(run: Finished, tmp_path: Path) -> No
             export_run(tmp_path / "run", Limits(), tmp_path / "x", "float32", lambda _: None)
     finally:
         moved.rename(run.folder)
+
+
+# --- timed ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def timed(run: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run, all points of which were timed by a process of their own."""
+    folder = tmp_path_factory.mktemp("timed")
+    shutil.copytree(run.folder, folder / "run")
+    code, out, err = finish(start("bench", "run", "--all", "--repeats", "3", cwd=folder))
+    assert code == 0, err
+    lines = out.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == [
+        f"tiny, R_r = {rate:g}" for rate in sorted(RATES)
+    ]
+    assert all("ms per image" in line and "x dense" in line for line in lines[:3])
+    assert "3 points timed (batch 1, 1 thread, 3 repeats) and noted in run." in out
+    return folder / "run"
+
+
+def test_all_points_get_a_latency_and_nothing_else_changes(run: Finished, timed: Path) -> None:
+    before, after = load_rows(run.folder), load_rows(timed)
+    others = [name for name in before if name not in (*LATENCY, "created_at")]
+    pd.testing.assert_frame_equal(after[others], before[others])
+    learned = after[after["method"] == "learned"]
+    assert len(learned) == 3 and learned["latency_seconds"].between(1e-5, 1).all()
+    assert (learned["latency_p25_seconds"] <= learned["latency_seconds"]).all()
+    assert learned["latency_ratio"].notna().all()
+    assert after.loc[after["method"] == "uniform", "latency_seconds"].isna().all()
+    # the trial's rows lie in one file, which was replaced: no reader sees a point twice
+    assert len(pd.read_parquet(timed / "results")) == len(before)
+
+
+def test_latency_is_an_objective_then(timed: Path) -> None:
+    said = " ".join(here("pareto", timed, "--minimize", "latency_seconds").split())
+    assert "latency [ms per image]" in said
+    assert "3 points lack an objective and were left out" in said  # uniform's
+
+
+def test_a_file_is_timed_into_its_row_also_after_a_compaction(
+    run: Finished, timed: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(timed, tmp_path / "run")
+    here("results", "compact", folder)
+    rows = load_rows(folder)
+    options = ("--batch", 2, "--repeats", 3, "--no-memory", "--against", "static")
+    said = here("bench", run.files[0.5], "--results", folder, *options)
+    assert "on the row of trial tiny at R_r = 0.5." in " ".join(said.split())
+    now = load_rows(folder)
+    assert len(now) == len(rows)
+    (changed,) = np.flatnonzero(rows["created_at"] != now["created_at"])
+    row = now.iloc[changed]
+    assert (row["method"], row["tradeoff_rate"], row["latency_batch"]) == ("learned", 0.5, 2)
+    assert pd.isna(row["latency_ratio"])  # dense was not timed
+    here("evaluate", folder, "--rate", "0.5")
+    again = load_rows(folder).set_index("row_id").loc[row["row_id"]]
+    assert again["latency_seconds"] == row["latency_seconds"]
+    assert again["created_at"] > row["created_at"]
+
+
+def test_a_file_of_another_run_is_refused(run: Finished, timed: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(timed, tmp_path / "run")
+    shutil.rmtree(other / "results")
+    rows = [row_from(row) for row in load_rows(timed).to_dict("records")]
+    write_rows(other / "results", [replace(row, config_hash="other") for row in rows])
+    said = here("bench", run.files[0.5], "--results", other, status=2)
+    assert "no row of" in said and "export it again" in " ".join(said.split())
+    out = tmp_path / "half.safetensors"
+    here("export", run.folder, "--rate", 0.5, "--dtype", "float16", "-o", out)
+    said = here("bench", out, "--results", timed, status=2)
+    assert "rows describe float32 weights, these are float16" in " ".join(said.split())
 
 
 # --- installed ------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from tests.report_rows import (
     HOSTILE,
     RATES,
     sweep_rows,
+    timed,
     updates_frame,
     write_sweep,
 )
@@ -118,6 +119,21 @@ def test_page_has_every_point(page: str) -> None:
         assert lists["keep_ratio_mean"] == pytest.approx(list(row.keep_ratio_mean), abs=5e-5)
         assert lists["stored_ratio"] == pytest.approx(list(row.stored_ratio), abs=5e-5)
     assert not expected
+
+
+def test_latencies_are_there_where_some_point_has_one(page: str, tmp_path: Path) -> None:
+    data = data_of(page)
+    assert not [name for part in ("texts", "numbers") for name in data[part] if "latency" in name]
+    rows = timed(sweep_rows((0,)), HOSTILE)
+    write_rows(tmp_path / "results", rows)
+    data = data_of(write_page(read_source(tmp_path), tmp_path / "page.html").read_text())
+    seconds = {(row.trial, row.method, row.tradeoff_rate): row.latency_seconds for row in rows}
+    keys = zip(*(column(data, name) for name in ("trial", "method", "tradeoff_rate")), strict=True)
+    for at, key in enumerate(keys):
+        value = data["numbers"]["latency_seconds"][at]
+        assert value == (None if seconds[key] is None else pytest.approx(seconds[key], rel=5e-6))
+        assert data["numbers"]["latency_batch"][at] == (None if value is None else 1)
+    assert set(column(data, "latency_machine")) == {HOSTILE, ""}
 
 
 def test_names_are_never_markup(page: str, elements: Elements) -> None:

@@ -19,7 +19,7 @@ function drawFront(indices) {
     (m) => m.chosen,
   );
   shownFront = new Set(front);
-  const missedMarks = shownMarks.filter((m) => m.missed);
+  const missedMarks = shownMarks.filter((m) => m.missed && m.x.mean !== null);
   const xs = shownMarks.map((m) => m.x.mean).filter((x) => x > 0);
   const log = Math.max(...xs) / Math.min(...xs) > 30;
   const traces = [
@@ -60,7 +60,7 @@ function drawFront(indices) {
     shapes: selectionRing(),
   });
   const present = Object.keys(raw.methods).filter((name) =>
-    shownMarks.some((m) => m.method === name),
+    shownMarks.some((m) => m.method === name && m.x.mean !== null),
   );
   legend('front-legend', [
     ...present.map((name) => [methodIcon(name), raw.methods[name].label]),
@@ -128,6 +128,7 @@ function hoverText(mark) {
     `test ${column('test_accuracy', 100, 2)} %, validation ${column('validation_accuracy', 100, 2)} %`,
     `storage ${column('storage_bytes', 1e-3, 1)} KB`,
     `MACs mean ${macs(statisticsOf('macs_mean', mark.members).mean)}, max ${macs(statisticsOf('macs_max', mark.members).mean)}`,
+    ...(mark.members.some(isTimed) ? [`latency ${column('latency_seconds', 1e3, 3)} ms`] : []),
     isDense(i) ? 'no budget' : mark.missed ? '<b>budget NOT met</b>' : 'budget met',
   ].join('<br>');
 }
@@ -171,7 +172,23 @@ function frontNote(front) {
     parts.push(
       'Validation decides who is on the front, the test images say how good it is; so the line may dip.',
     );
+  if (state.cost === 'latency_seconds') parts.push(...timingNotes());
   setText('front-note', parts.join(' '));
+}
+
+// What latency is of, and what is missing or should not be compared.
+function timingNotes() {
+  const shown = shownMarks.flatMap((m) => m.members).filter(isTimed);
+  const settings = [...new Set(shown.map(timedWith))].sort();
+  const without = shownMarks.filter((m) => m.x.mean === null).length;
+  return [
+    settings.length > 1
+      ? `Careful: timed in ${settings.length} ways (${settings.join('; ')}).`
+      : settings.map((setting) => `Timed with ${setting}.`).join(''),
+    without
+      ? `${plural(without, 'mark')} without a latency: rlprune bench RUN --all times learned networks and their dense ones.`
+      : '',
+  ].filter(Boolean);
 }
 
 // A shape, not a trace: moving it does not draw thousands of marks again.

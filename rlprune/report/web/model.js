@@ -19,6 +19,13 @@ const COSTS = {
   macs_mean: { label: 'MACs, mean', axis: 'MACs per image, mean [M]', scale: 1e-6 },
   macs_max: { label: 'MACs, max', axis: 'MACs of the most expensive image [M]', scale: 1e-6 },
 };
+// Latencies are there only where `rlprune bench` has measured some.
+const timed = Boolean(numbers.latency_seconds);
+if (timed)
+  COSTS.latency_seconds = { label: 'Latency', axis: 'latency [ms per image]', scale: 1e3 };
+const isTimed = (i) => timed && numbers.latency_seconds[i] !== null;
+const timedWith = (i) =>
+  `batch ${numbers.latency_batch[i]}, ${plural(numbers.latency_threads[i], 'thread')}, ${textOf('latency_machine', i)}`;
 
 const state = {
   accuracy: 'test_accuracy',

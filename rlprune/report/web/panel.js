@@ -171,11 +171,18 @@ function keyNumbers(i) {
       `${macs(of('macs_mean'))}${limit(of('compute_mean_budget_macs'), macs)}, ${percent(of('macs_mean_ratio'))} of dense`,
     ],
     ['MACs, max', `${macs(of('macs_max'))}${limit(of('compute_max_budget_macs'), macs)}`],
+    ...(isTimed(i) ? [['Latency', latency(i)]] : []),
     [
       'Backbone, data',
       `${textOf('backbone', i)}${of('width') === 1 ? '' : ` x${of('width')}`}, ${textOf('dataset', i)}`,
     ],
   ]);
+}
+
+function latency(i) {
+  const ms = (name) => fixed(1e3 * numbers[name][i], 3);
+  const ratio = numbers.latency_ratio[i];
+  return `${ms('latency_seconds')} ms per image (${ms('latency_p25_seconds')} to ${ms('latency_p75_seconds')})${ratio === null ? '' : `, ${percent(ratio)} of dense`}; ${timedWith(i)}`;
 }
 
 function allNumbers(i) {

@@ -76,6 +76,13 @@ const columns = [
     text: (i) => macs(numbers.macs_max[i]),
     number: true,
   },
+  timed && {
+    id: 'latency',
+    title: 'Latency [ms]',
+    value: (i) => numbers.latency_seconds[i],
+    text: (i) => (isTimed(i) ? fixed(1e3 * numbers.latency_seconds[i], 3) : none),
+    number: true,
+  },
   {
     id: 'budget',
     title: 'Budget',
