@@ -26,7 +26,7 @@ from cluster.local.state import (
 
 Say = Callable[[str], None]
 
-_START_SECONDS = 300.0
+_START_SECONDS = 600.0
 _PATIENCE_OF_RAY = 29.0  # `ray start` gives up when its node has not joined after 30 s
 _HTTP_SECONDS = 10.0
 

@@ -160,7 +160,7 @@ def _shared_memory(group: _Group, container: str, limits: dict[str, Any]) -> lis
 def _job(spec: dict[str, Any]) -> list[Problem]:
     problems = []
     if not int(spec.get("backoffLimit") or 0) > 0:
-        remedy = "Write backoffLimit: 5: a lost head costs a new cluster, not the sweep."
+        remedy = "Write backoffLimit: 3: a lost head costs a new cluster, not the sweep."
         value = spec.get("backoffLimit")
         problems.append(Problem("spec.backoffLimit", "must be above 0", value, remedy))
     if spec.get("shutdownAfterJobFinishes") is not True:
