@@ -130,10 +130,11 @@ NETWORKS = {
 
 
 @torch.no_grad()
-def write_model(network: Network, file: Path) -> None:
-    """Writes a model whose every layer keeps half of its channels.
+def write_model(network: Network, file: Path, rate: float = 1.0) -> None:
+    """Writes a model whose every layer keeps half of its channels, at a tradeoff rate R_r.
 
     An agent decides at run time, as in a real model; untrained, it answers the budget's ratio.
+    At R_r = 0 the other half is not stored.
     """
     gated = GatedNetwork(trace_backbone(network.build(1.0), network.shape)).eval()
     for layer in gated.layers:
@@ -141,9 +142,10 @@ def write_model(network: Network, file: Path) -> None:
     config, pruning = AgentConfig(hidden=HIDDEN), PruningConfig()
     agent = RuntimeAgent(gated.channels, config)
     costs = CostModel(gated.channels, True, runtime_agent_size(HIDDEN))
-    book = BudgetBook(costs, BudgetConfig(storage_max=None, compute_max=0.5), pruning)
+    storage = None if rate == 1.0 else 0.5
+    book = BudgetBook(costs, BudgetConfig(storage_max=storage, compute_max=0.5), pruning)
     rules = PruningRules(costs, pruning)
-    plan = StaticPlan(rules, book.episodes([book.point(1.0)]), AnchoredRatios())
+    plan = StaticPlan(rules, book.episodes([book.point(rate)]), AnchoredRatios())
     names = tuple(map(str, range(gated.channels.num_classes)))
     pixels = Pixels((0.0,) * network.shape[0], (1.0,) * network.shape[0], names)
     dense = (book.dense_macs, book.dense_bytes)

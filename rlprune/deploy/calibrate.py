@@ -9,7 +9,6 @@ Legend: T layers, W widths, S stored channels of a layer.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -17,7 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlprune.deploy import fast
@@ -50,7 +51,10 @@ _ONE_BY_ONE = 4  # images, to time them one by one
 _SECONDS = 4.0  # for layers, and again for batches
 _LEAST_LAYERS, _LEAST_BATCHES, _MOST = 15, 5, 60  # repeats
 _TOO_LONG = 0.3  # seconds: no larger batches are tried
+_CLEARLY = 0.05
+"""Part by which another way must be faster than the usual one to be chosen: less is noise."""
 _UNLIMITED = 1 << 62
+Seconds = NDArray[np.float64]
 Report = Callable[[float], None]
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -183,47 +187,50 @@ def _layers(
         return lambda: run(width, pairs)
 
     jobs = {(width, pairs): job(width, pairs) for width in widths for pairs in (0, _UNLIMITED)}
-    found = _interleaved(jobs, _LEAST_LAYERS, report)
+    seconds = _interleaved(jobs, _LEAST_LAYERS, report)
     layers = []
     for at, layer in enumerate(model.layers):
-        convolution = [found[width, 0][at] for width in widths]
+        convolution = [seconds[width, 0][:, at] for width in widths]
         product = [
-            None if (width, at) in cannot else found[width, _UNLIMITED][at] for width in widths
+            None if (width, at) in cannot else seconds[width, _UNLIMITED][:, at] for width in widths
         ]
-        end = break_even(widths, convolution, product)
-        layers.append(LayerTimes(layer.spec.name, tuple(convolution), tuple(product), end))
+        end = break_even(widths, [_gain(*pair) for pair in zip(convolution, product, strict=True)])
+        times = [None if taken is None else _milliseconds(taken) for taken in product]
+        direct = tuple(_milliseconds(taken) for taken in convolution)
+        layers.append(LayerTimes(layer.spec.name, direct, tuple(times), end))
     return widths, tuple(layers)
 
 
-def break_even(
-    widths: Sequence[float], convolution: Sequence[float], product: Sequence[float | None]
-) -> float:
+def _gain(convolution: Seconds, product: Seconds | None) -> float | None:
+    """Logarithm of how many times as fast a product is, by runs that were neighbours."""
+    return None if product is None else float(np.median(np.log(convolution / product)))
+
+
+def break_even(widths: Sequence[float], gains: Sequence[float | None]) -> float:
     """The share of channels up to which a product of matrices is chosen.
 
-    It is taken at the narrow widths, if anywhere. Between which two widths to stop is where
-    the times chosen are least, relative to the other way's; between those two, where the
-    difference of the two ways crosses zero on a straight line.
+    Usually that is wherever it is possible. It stops earlier, between the two widths where
+    that gains most, if convolutions are clearly faster from there on. Between the two, it
+    stops where a straight line through the gains crosses zero.
 
     Args:
         widths: ascending, [W].
-        convolution, product: times, [W]; None: a product is not possible.
+        gains: logarithms of a convolution's time over a product's, [W]; None: a product is
+            not possible.
 
     Returns:
         From 0 (never) to 1 (wherever it is possible).
     """
-    gains = [
-        math.log(other / mine) if mine is not None else -math.inf
-        for other, mine in zip(convolution, product, strict=True)
-    ]
-    last = len([gain for gain in gains if gain > -math.inf])
-    totals = [sum(gains[:count]) for count in range(last + 1)]
-    count = max(range(last + 1), key=lambda n: (totals[n], n))
-    if count in (0, last):
-        return float(count > 0)
-    inside, outside = gains[count - 1], -gains[count]  # not negative, and positive
-    part = inside / (inside + outside)
+    known = [gain for gain in gains if gain is not None]
+    last = len(known)
+    count = max(range(last + 1), key=lambda n: (sum(known[:n]), n))
+    if count == last or -statistics.fmean(known[count:]) < _CLEARLY:
+        return float(last > 0)
+    if count == 0:
+        return 0.0
+    inside, outside = known[count - 1], -known[count]  # not negative, and positive
     low, high = widths[count - 1], widths[count]
-    return round(low + part * (high - low), 4)
+    return round(low + inside / (inside + outside) * (high - low), 4)
 
 
 # --- batches ----------------------------------------------------------------------------------
@@ -252,8 +259,8 @@ def _batches(model: PrunedModel, images: Tensor, table: Table, report: Report) -
         jobs[MASKED, size] = at_once(size)
         if size * jobs[MASKED, size]()[0] > _TOO_LONG:
             break
-    times = _interleaved(jobs, _LEAST_BATCHES, report)
-    found = {key: first for key, (first,) in times.items()}
+    seconds = _interleaved(jobs, _LEAST_BATCHES, report)
+    found = {key: _milliseconds(taken) for key, taken in seconds.items()}
     masked = tuple(found[MASKED, size] for size in sizes)
     rows = [BatchTimes(s, found[GATHERED, s], None) for s in sorted(budgets)]
     rows = [replace(row, masked_from=batch_from(sizes, masked, row.gathered)) for row in rows]
@@ -269,7 +276,7 @@ def _timed(model: PrunedModel, images: Tensor, budget: float | None, mode: str) 
 
 
 def batch_from(sizes: Sequence[int], masked: Sequence[float], gathered: float) -> int | None:
-    """The smallest batch from which on a whole batch at once is faster than one by one.
+    """The smallest batch from which on a whole batch at once is clearly faster than one by one.
 
     Args:
         sizes: of batches, ascending.
@@ -278,7 +285,7 @@ def batch_from(sizes: Sequence[int], masked: Sequence[float], gathered: float) -
     """
     least = None
     for size, time_ in zip(reversed(sizes), reversed(masked), strict=True):
-        if time_ >= gathered:
+        if time_ > gathered * (1.0 - _CLEARLY):
             break
         least = size
     return least
@@ -295,8 +302,8 @@ def _clock() -> Callable[[], float]:
 
 def _interleaved(
     jobs: Mapping[_Key, Callable[[], list[float]]], least: int, report: Report
-) -> dict[_Key, list[float]]:
-    """Runs all in turn; medians of what each returns, in milliseconds.
+) -> dict[_Key, Seconds]:
+    """Runs all in turn; what each returned, [repeats, numbers].
 
     After two rounds that do not count there are so many as fit into a few seconds, and at
     least so many.
@@ -313,12 +320,9 @@ def _interleaved(
         for key, job in jobs.items():
             seconds[key].append(job())
         report((repeat + 1) / repeats)
-    return {
-        key: [_rounded(1e3 * statistics.median(times)) for times in zip(*rows, strict=True)]
-        for key, rows in seconds.items()
-    }
+    return {key: np.array(rows) for key, rows in seconds.items()}
 
 
-def _rounded(number: float) -> float:
-    """Four digits: more would be noise."""
-    return float(f"{number:.4g}")
+def _milliseconds(seconds: Seconds) -> float:
+    """Their median; of four digits, because more would be noise."""
+    return float(f"{1e3 * float(np.median(seconds)):.4g}")
