@@ -5,13 +5,19 @@ Validation chooses: no test accuracy is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import pandas as pd
 
 from rlprune.amounts import parse_budget
 from rlprune.errors import ArtifactError, ConfigError, Problem
+
+Numbers: TypeAlias = "pd.Series[float]"
+"""One for each row."""
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -45,69 +51,90 @@ def choose(rows: pd.DataFrame, limits: Limits) -> pd.Series:
 
     Raises:
         ConfigError: a limit cannot be read.
-        ArtifactError: no row keeps all of them; the message gives the nearest.
+        ArtifactError: no row keeps all of them; the message says of each limit what can be
+            had if the others are kept, and which row is nearest to all.
     """
-    learned = rows[rows["method"] == "learned"]
+    learned = rows[rows["method"] == "learned"].reset_index(drop=True)
     if learned.empty:
         raise _nothing("no learned network has been measured there", "Finish the run first.")
-    for field, test, nearest in _tests(limits):
-        kept = learned[test(learned)]
-        if kept.empty:
-            raise _nothing(f"no measured point keeps {field}", f"{nearest(learned)}.")
-        learned = kept
+    given = [*_named(limits), *_amounts(limits)]
+    excess = pd.DataFrame({limit.text: limit.excess(learned) for limit in given})
+    kept = learned[(excess <= 0).all(axis=1)] if given else learned
+    if kept.empty:
+        raise _unmet(learned, given, excess)
     order, rising = ["validation_accuracy", "storage_bytes", "macs_mean"], [False, True, True]
     if limits.min_accuracy is not None:
         order, rising = ["storage_bytes", "macs_mean", "validation_accuracy"], [True, True, False]
-    row: pd.Series = learned.sort_values(order, ascending=rising, kind="stable").iloc[0]
+    row: pd.Series = kept.sort_values(order, ascending=rising, kind="stable").iloc[0]
     return row
 
 
-Test = Callable[[pd.DataFrame], "pd.Series[bool]"]
-Nearest = Callable[[pd.DataFrame], str]
+# --- limits ---------------------------------------------------------------------------------
 
 
-def _tests(limits: Limits) -> list[tuple[str, Test, Nearest]]:
-    tests: list[tuple[str, Test, Nearest]] = []
+@dataclass(frozen=True)
+class _Limit:
+    """One limit of the user.
+
+    Attributes:
+        text: as written on the command line.
+        excess: by how much each row breaks it, as a part of the limit; not above 0: kept;
+            infinite: another trial or rate.
+        offer: what the given rows have instead; the first has the least excess.
+        named: whether it is kept or not, and never nearly kept.
+    """
+
+    text: str
+    excess: Callable[[pd.DataFrame], Numbers]
+    offer: Callable[[pd.DataFrame], str]
+    named: bool = False
+
+
+def _named(limits: Limits) -> list[_Limit]:
+    found = []
     if limits.trial is not None:
-        trial = limits.trial
-        tests.append(
-            (
-                f"--trial {trial}",
-                lambda rows: rows["trial"] == trial,
-                lambda rows: f"There are: {', '.join(sorted(map(str, rows['trial'].unique())))}",
+        found.append(
+            _Limit(
+                f"--trial {limits.trial}",
+                lambda rows: _infinite(rows["trial"] != limits.trial),
+                lambda rows: f"There are: {', '.join(sorted(map(str, rows['trial'].unique())))}.",
+                named=True,
             )
         )
     if limits.rate is not None:
         rate = limits.rate
-        tests.append(
-            (
+        found.append(
+            _Limit(
                 f"--rate {rate:g}",
-                lambda rows: (rows["tradeoff_rate"] - rate).abs() < 1e-9,
-                lambda rows: (
-                    "Measured are R_r = "
-                    + ", ".join(f"{value:g}" for value in sorted(rows["tradeoff_rate"].unique()))
-                ),
+                lambda rows: _infinite((rows["tradeoff_rate"] - rate).abs() >= 1e-9),
+                lambda rows: f"Measured are R_r = {_rates(rows)}.",
+                named=True,
             )
         )
-    for option, text, column, dense in (
-        ("--max-storage", limits.max_storage, "storage_bytes", "storage_dense_bytes"),
-        ("--max-macs", limits.max_macs, "macs_mean", "macs_dense"),
-    ):
-        if text is not None:
-            tests.append((f"{option} {text}", *_at_most(option, text, column, dense)))
+    return found
+
+
+def _infinite(broken: pd.Series[bool]) -> Numbers:
+    return broken.map({True: math.inf, False: 0.0})
+
+
+def _rates(rows: pd.DataFrame) -> str:
+    return ", ".join(f"{value:g}" for value in sorted(rows["tradeoff_rate"].unique()))
+
+
+def _amounts(limits: Limits) -> list[_Limit]:
+    found = []
+    if limits.max_storage is not None:
+        columns = ("storage_bytes", "storage_dense_bytes")
+        found.append(_at_most("--max-storage", limits.max_storage, *columns))
+    if limits.max_macs is not None:
+        found.append(_at_most("--max-macs", limits.max_macs, "macs_mean", "macs_dense"))
     if limits.min_accuracy is not None:
-        least = limits.min_accuracy
-        tests.append(
-            (
-                f"--min-accuracy {least:g}",
-                lambda rows: rows["validation_accuracy"] >= least,
-                lambda rows: "The nearest: " + _described(rows, "validation_accuracy", False),
-            )
-        )
-    return tests
+        found.append(_at_least(limits.min_accuracy))
+    return found
 
 
-def _at_most(option: str, text: str, column: str, dense: str) -> tuple[Test, Nearest]:
+def _at_most(option: str, text: str, column: str, dense: str) -> _Limit:
     try:
         amount = parse_budget(text)
     except ValueError as error:
@@ -116,21 +143,94 @@ def _at_most(option: str, text: str, column: str, dense: str) -> tuple[Test, Nea
             None
         )
 
-    def test(rows: pd.DataFrame) -> pd.Series[bool]:
+    def excess(rows: pd.DataFrame) -> Numbers:
         limit = amount.value if amount.kind == "absolute" else amount.value * rows[dense]
-        return rows[column] <= limit
+        return (rows[column] - limit) / limit
 
-    return test, lambda rows: "The nearest: " + _described(rows, column, True)
+    unit = "bytes" if column == "storage_bytes" else "MACs"
+
+    def offer(rows: pd.DataFrame) -> str:
+        row = rows.iloc[0]
+        share = row[column] / row[dense]
+        return f"at least {row[column]:,.0f} {unit}, {share:.3f} of dense ({_point(row)})."
+
+    return _Limit(f"{option} {text}", excess, offer)
 
 
-def _described(rows: pd.DataFrame, column: str, rising: bool) -> str:
-    row = rows.sort_values(column, ascending=rising).iloc[0]
+def _at_least(least: float) -> _Limit:
+    if not 0.0 <= least <= 1.0:
+        remedy = "Write 0.9 for 90 %."
+        raise ConfigError([Problem("--min-accuracy", "must be from 0 to 1", least, remedy)])
+    return _Limit(
+        f"--min-accuracy {least:g}",
+        lambda rows: (least - rows["validation_accuracy"]) / max(least, 1e-9),
+        lambda rows: f"at most {rows.iloc[0]['validation_accuracy']:.4f} ({_point(rows.iloc[0])}).",
+    )
+
+
+# --- what to say where no row keeps them ----------------------------------------------------
+
+
+def _unmet(rows: pd.DataFrame, limits: Sequence[_Limit], excess: pd.DataFrame) -> ArtifactError:
+    """The error over limits that no row keeps, one alone or all together."""
+    present = rows
+    for limit in limits:  # a trial or a rate that is not there
+        if limit.named:
+            kept = present[excess[limit.text][present.index] <= 0]
+            if kept.empty:
+                return _nothing(f"no measured point keeps {limit.text}", limit.offer(present))
+            present = kept
+    ranked = _by_excess(rows, excess.clip(lower=0.0).sum(axis=1))
+    nearest = ranked.iloc[0]
+    reason = f"no measured point keeps {_listed([limit.text for limit in limits])}"
+    if len(limits) == 1:
+        return _nothing(reason, f"The nearest: {_described(nearest)}.")
+    offers = [_offer(rows, limit, excess) for limit in limits]
+    missed = {limit.text: float(limit.excess(ranked).iloc[0]) for limit in limits}
+    misses = [f"{text} by {part:.1%}" for text, part in missed.items() if part > 0]
+    closest = f"The nearest to all: {_described(nearest)}. It misses {_listed(misses)}."
+    return _nothing(f"{reason} together", "\n".join(["", *offers, closest]))
+
+
+def _offer(rows: pd.DataFrame, limit: _Limit, excess: pd.DataFrame) -> str:
+    """What can be had of one limit where all others are kept."""
+    others = rows[(excess.drop(columns=limit.text) <= 0).all(axis=1)]
+    if others.empty:
+        return f"  {limit.text}: the others cannot be kept together, whatever this one is."
+    if limit.named:
+        return f"  {limit.text}: the others are kept by {_points(others)}."
+    best = _by_excess(others, excess[limit.text])
+    return f"  {limit.text}: with the others kept, {limit.offer(best)}"
+
+
+def _by_excess(rows: pd.DataFrame, excess: Numbers) -> pd.DataFrame:
+    """Rows of least excess first; ties: higher accuracy, less storage, fewer MACs."""
+    columns = ["excess", "validation_accuracy", "storage_bytes", "macs_mean"]
+    rising = [True, False, True, True]
+    return rows.assign(excess=excess).sort_values(columns, ascending=rising, kind="stable")
+
+
+def _described(row: pd.Series) -> str:
     share = row["macs_mean"] / row["macs_dense"]
     return (
-        f"trial {row['trial']} at R_r = {row['tradeoff_rate']:g} with "
-        f"{row['storage_bytes']:,.0f} bytes, {share:.3f} of the dense MACs and a validation "
-        f"accuracy of {row['validation_accuracy']:.4f}"
+        f"{_point(row)} with {row['storage_bytes']:,.0f} bytes, {share:.3f} of the dense MACs "
+        f"and a validation accuracy of {row['validation_accuracy']:.4f}"
     )
+
+
+def _point(row: pd.Series) -> str:
+    return f"trial {row['trial']} at R_r = {row['tradeoff_rate']:g}"
+
+
+def _points(rows: pd.DataFrame) -> str:
+    """A few of the points that rows are."""
+    names = list(dict.fromkeys(_point(row) for _, row in rows.iterrows()))
+    further = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + further
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 
 def _nothing(reason: str, remedy: str) -> ArtifactError:

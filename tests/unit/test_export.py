@@ -631,16 +631,86 @@ def test_ties_go_to_less_storage_then_fewer_macs() -> None:
             Limits(min_accuracy=0.96),
             r"keeps --min-accuracy 0\.96\. The nearest: trial one at R_r = 1 with 80,000 bytes",
         ),
-        # limits in order: of those that keep the first, the nearest for the second
-        (
-            Limits(trial="one", max_storage="30KB"),
-            r"keeps --max-storage 30KB\. The nearest: trial one at R_r = 0\.5 with 40,000 bytes",
-        ),
+        (Limits(trial="one", rate=0.0), r"keeps --rate 0\. Measured are R_r = 0\.5, 1\.$"),
+        (Limits(trial="three", max_macs="0.1"), r"keeps --trial three\. There are: one, two\.$"),
     ],
 )
 def test_the_nearest_point_is_named(limits: Limits, message: str) -> None:
     with pytest.raises(ArtifactError, match=f"Nothing to export: no measured point {message}"):
         choose(POINTS, limits)
+
+
+def test_of_several_limits_each_says_what_the_others_leave() -> None:
+    """Of dense 80,000 bytes and 1000 MACs; the points by hand, see POINTS."""
+    limits = Limits(max_storage="30KB", max_macs="0.3", min_accuracy=0.82)
+    with pytest.raises(ArtifactError) as raised:
+        choose(POINTS, limits)
+    head, *offers, nearest = str(raised.value).splitlines()
+    assert raised.value.exit_status == 2
+    assert head.rstrip() == (
+        "Nothing to export: no measured point keeps --max-storage 30KB, --max-macs 0.3 and "
+        "--min-accuracy 0.82 together."
+    )
+    assert offers == [
+        "  --max-storage 30KB: with the others kept, at least 40,000 bytes, 0.500 of dense (trial "
+        "one at R_r = 0.5).",
+        "  --max-macs 0.3: with the others kept, at least 400 MACs, 0.400 of dense (trial two at "
+        "R_r = 0.5).",
+        "  --min-accuracy 0.82: with the others kept, at most 0.8000 (trial two at R_r = 0).",
+    ]
+    # misses by 10/30, by 0.1/0.3, by 0.02/0.82 of the limit: the last is nearest
+    assert nearest == (
+        "The nearest to all: trial two at R_r = 0 with 20,000 bytes, 0.200 of the dense MACs and "
+        "a validation accuracy of 0.8000. It misses --min-accuracy 0.82 by 2.4%."
+    )
+
+
+def test_limits_that_the_others_break_already() -> None:
+    limits = Limits(max_storage="10KB", max_macs="0.1", min_accuracy=0.5)
+    with pytest.raises(ArtifactError) as raised:
+        choose(POINTS, limits)
+    _, storage, macs, accuracy, nearest = str(raised.value).splitlines()
+    nothing = "the others cannot be kept together, whatever this one is."
+    assert storage == f"  --max-storage 10KB: {nothing}"
+    assert macs == f"  --max-macs 0.1: {nothing}"
+    assert accuracy == f"  --min-accuracy 0.5: {nothing}"
+    assert "trial two at R_r = 0 with" in nearest
+    assert nearest.endswith("It misses --max-storage 10KB by 100.0% and --max-macs 0.1 by 100.0%.")
+
+
+def test_a_trial_and_a_limit_that_only_another_trial_keeps() -> None:
+    with pytest.raises(ArtifactError) as raised:
+        choose(POINTS, Limits(trial="one", max_storage="30KB"))
+    head, trial, storage, nearest = str(raised.value).splitlines()
+    assert "keeps --trial one and --max-storage 30KB together." in head
+    assert trial == (
+        "  --trial one: the others are kept by trial two at R_r = 0.5, trial two at R_r = 0."
+    )
+    assert "with the others kept, at least 40,000 bytes" in storage
+    assert "trial one at R_r = 0.5 with" in nearest and "30KB by 33.3%" in nearest
+    with pytest.raises(ArtifactError, match=r"--rate 1: .* two at R_r = 0\.5 and 1 more\."):
+        extra = frame({"trial": "zero", "tradeoff_rate": 0.25, "storage_bytes": 5})
+        also = frame({"trial": "zero", "tradeoff_rate": 0.75, "storage_bytes": 5})
+        rows = pd.concat([extra, also, POINTS])  # the index repeats
+        choose(rows, Limits(rate=1.0, max_storage="30KB"))
+
+
+def test_a_part_of_the_dense_network_is_a_part_of_each_rows_own() -> None:
+    """20 of 100 misses 0.1 by as much as 200 of 1000: fewer MACs are not nearer."""
+    rows = frame(
+        {"trial": "small", "macs_mean": 20.0, "macs_dense": 100.0},
+        {"trial": "large", "macs_mean": 150.0, "macs_dense": 1000.0},
+    )
+    with pytest.raises(ArtifactError, match="The nearest: trial large"):
+        choose(rows, Limits(max_macs="10%"))
+    with pytest.raises(ArtifactError, match="The nearest: trial small"):
+        choose(rows, Limits(max_macs="10 macs"))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.01, 90.0, float("nan")])
+def test_an_accuracy_that_is_no_fraction_is_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match="--min-accuracy: must be from 0 to 1"):
+        choose(POINTS, Limits(min_accuracy=value))
 
 
 def test_without_a_learned_network_there_is_nothing() -> None:
