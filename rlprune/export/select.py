@@ -195,12 +195,12 @@ def _unmet(rows: pd.DataFrame, limits: Sequence[_Limit], excess: pd.DataFrame) -
 def _offer(rows: pd.DataFrame, limit: _Limit, excess: pd.DataFrame) -> str:
     """What can be had of one limit where all others are kept."""
     others = rows[(excess.drop(columns=limit.text) <= 0).all(axis=1)]
-    if others.empty:
-        return f"  {limit.text}: the others cannot be kept together, whatever this one is."
     if limit.named:
-        return f"  {limit.text}: the others are kept by {_points(others)}."
-    best = _by_excess(others, excess[limit.text])
-    return f"  {limit.text}: with the others kept, {limit.offer(best)}"
+        who = "no point" if others.empty else _points(others)
+        return f"  {limit.text}: the others are kept by {who}."
+    reached = "no point keeps the others; alone" if others.empty else "with the others kept"
+    best = _by_excess(rows if others.empty else others, excess[limit.text])
+    return f"  {limit.text}: {reached}, {limit.offer(best)}"
 
 
 def _by_excess(rows: pd.DataFrame, excess: Numbers) -> pd.DataFrame:

@@ -670,10 +670,10 @@ def test_limits_that_the_others_break_already() -> None:
     with pytest.raises(ArtifactError) as raised:
         choose(POINTS, limits)
     _, storage, macs, accuracy, nearest = str(raised.value).splitlines()
-    nothing = "the others cannot be kept together, whatever this one is."
-    assert storage == f"  --max-storage 10KB: {nothing}"
-    assert macs == f"  --max-macs 0.1: {nothing}"
-    assert accuracy == f"  --min-accuracy 0.5: {nothing}"
+    least, alone = "(trial two at R_r = 0).", "no point keeps the others; alone, at"
+    assert storage == (f"  --max-storage 10KB: {alone} least 20,000 bytes, 0.250 of dense {least}")
+    assert macs == f"  --max-macs 0.1: {alone} least 200 MACs, 0.200 of dense {least}"
+    assert accuracy == f"  --min-accuracy 0.5: {alone} most 0.9500 (trial one at R_r = 1)."
     assert "trial two at R_r = 0 with" in nearest
     assert nearest.endswith("It misses --max-storage 10KB by 100.0% and --max-macs 0.1 by 100.0%.")
 
