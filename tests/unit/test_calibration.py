@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -453,6 +453,7 @@ _JSON = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_any_value_in_any_place_is_read_or_refused(data: st.DataObject) -> None:
     """A place of a sound file is drawn, and what stands there instead."""
