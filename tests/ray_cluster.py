@@ -82,6 +82,7 @@ def _node(
     # A job's entry point says `python`.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(cluster.token_file))
+    environment["RAY_worker_niceness"] = "0"
     environment["RAY_raylet_start_wait_time_s"] = str(_START_SECONDS)  # where others are at work
     with (cluster.folder / "start.log").open("ab") as log:
         return subprocess.Popen(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlprune.cli.clean import INTERRUPTED, clean_errors
+from rlprune.jobs import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,11 +76,12 @@ def submit(
         bool, typer.Option("--follow", "-f", help="Show the job's output until it ends.")
     ] = False,
     no_preflight: Annotated[
-        bool, typer.Option("--no-preflight", help="Do not check the nodes first.")
+        bool,
+        typer.Option("--no-preflight", help="Neither check the nodes first nor wait for more."),
     ] = False,
     wait_for_nodes: Annotated[
         int, typer.Option(help="Seconds that the check waits for nodes on which a trial fits.")
-    ] = 600,
+    ] = WAIT_SECONDS,
     installed: InstalledOption = False,
     allow_unauthenticated: OpenOption = False,
 ) -> None:

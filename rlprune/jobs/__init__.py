@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from rlprune.jobs.submit import submit, submit_preflight
     from rlprune.jobs.watch import Job, list_jobs
 
+WAIT_SECONDS = 600
+"""How long a job waits for nodes on which a trial fits, if nothing else is said."""
+
 _HOMES = {
     "Job": "rlprune.jobs.watch",
     "connect": "rlprune.jobs.access",
@@ -28,7 +31,7 @@ _HOMES = {
     "submit_preflight": "rlprune.jobs.submit",
 }
 
-__all__ = ["Job", "connect", "list_jobs", "submit", "submit_preflight"]
+__all__ = ["WAIT_SECONDS", "Job", "connect", "list_jobs", "submit", "submit_preflight"]
 
 
 def __getattr__(name: str) -> Any:

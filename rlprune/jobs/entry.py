@@ -19,15 +19,13 @@ from collections.abc import Sequence
 from types import FrameType
 
 from rlprune.errors import FileAccessError, ResultsError, RlpruneError
-from rlprune.jobs import environment
+from rlprune.jobs import WAIT_SECONDS, environment
 from rlprune.jobs.places import check_places
-from rlprune.jobs.supervise import INTERRUPTED, Patience, keep_going
+from rlprune.jobs.supervise import INTERRUPTED, Patience, keep_going, tell
 from rlprune.sweep import layout
 from rlprune.sweep import status as states
 from rlprune.sweep.spec import load_spec
 from rlprune.sweep.status import read_status
-
-WAIT_SECONDS = 600
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -122,14 +120,10 @@ def _run(options: argparse.Namespace, processes: _Processes) -> int:
     return keep_going(
         lambda: processes.run("rlprune.cli.main", "sweep", *sweep, "--restore"),
         lambda: only_failed_left(uri),
-        _tell,
+        tell,
         processes.wait,
         Patience(restarts=options.restarts),
     )
-
-
-def _tell(text: str) -> None:
-    print(f"rlprune: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -137,7 +131,7 @@ def main() -> None:
     try:
         status = run(parse())
     except RlpruneError as error:
-        _tell(str(error))
+        tell(str(error))
         status = error.exit_status
     sys.exit(status)
 

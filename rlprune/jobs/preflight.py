@@ -21,6 +21,7 @@ from rlprune import files
 from rlprune.config import DataConfig
 from rlprune.errors import BackboneError, DataError, InvalidInputError, RlpruneError
 from rlprune.jobs.facts import drop_probe, node_facts, read_probes, write_probe
+from rlprune.jobs.supervise import tell
 from rlprune.jobs.verdicts import Check, Node, Survey, fits, judge
 from rlprune.sweep import layout
 from rlprune.sweep.loggers import check_packages
@@ -91,7 +92,7 @@ def _wait_for_nodes(plan: SweepPlan, seconds: float) -> None:
         return
     largest = max(plan.trials, key=lambda trial: (trial.gpus, trial.cpus))
     request_resources(bundles=[dict(bundle) for bundle in largest.bundles])
-    _tell(f"Waiting up to {seconds:g} s for nodes: {missing}")
+    tell(f"Waiting up to {seconds:g} s for nodes: {missing}")
     while fits(plan, _alive()) and time.monotonic() < deadline:
         time.sleep(_PAUSE)
     request_resources(bundles=[])
@@ -166,10 +167,6 @@ def table(checks: Sequence[Check]) -> Table:
     return shown
 
 
-def _tell(text: str) -> None:
-    print(f"rlprune: {text}", file=sys.stderr, flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; 0 if all is well, else 2."""
     parser = argparse.ArgumentParser(prog="python -m rlprune.jobs.preflight")
@@ -183,13 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with private_ray(os.cpu_count() or 1, 0):
             found = survey(spec, options.wait_for_nodes, not options.allow_unauthenticated)
     except RlpruneError as error:
-        _tell(str(error))
+        tell(str(error))
         return error.exit_status
     checks = judge(found)
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table(checks))
     bad = [check.what for check in checks if not check.good]
     if bad:
-        _tell(f"Not started: {', '.join(bad)}. See the table.")
+        tell(f"Not started: {', '.join(bad)}. See the table.")
     return REFUSED if bad else 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlprune.errors import ClusterError
-from rlprune.jobs import attempts, environment
+from rlprune.jobs import WAIT_SECONDS, attempts, environment
 from rlprune.jobs.access import Cluster, connect
 from rlprune.jobs.package import SPEC_FILE, packed
 from rlprune.jobs.places import check_places
@@ -26,7 +26,6 @@ from rlprune.jobs.watch import (
 from rlprune.sweep import layout
 from rlprune.sweep.spec import SweepSpec, load_spec
 
-WAIT_SECONDS = 600
 _ENTRY = "rlprune.jobs.entry"
 
 

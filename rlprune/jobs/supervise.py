@@ -7,12 +7,18 @@ Tune, an abort inside Ray when the head is lost, a SIGKILL.
 from __future__ import annotations
 
 import enum
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 FINISHED, TRIAL_FAILED, REFUSED, BROKEN_OFF, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit statuses of ``rlprune sweep``."""
+
+
+def tell(text: str) -> None:
+    """Says something in the job's log."""
+    print(f"rlprune: {text}", file=sys.stderr, flush=True)
 
 
 class Verdict(enum.Enum):
@@ -61,7 +67,7 @@ def judge(status: int, first: bool, only_failed_left: Callable[[], bool]) -> Ver
 def keep_going(
     attempt: Callable[[], int],
     only_failed_left: Callable[[], bool],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     wait: Callable[[float], bool],
     patience: Patience = Patience(),
 ) -> int:
@@ -70,7 +76,7 @@ def keep_going(
     Args:
         attempt: runs the sweep, from its storage if it lies there; gives an exit status.
         only_failed_left: see :func:`judge`.
-        tell: told about restarts.
+        report: told about restarts.
         wait: waits some seconds; True if the job was stopped meanwhile.
         patience: limits.
 
@@ -88,10 +94,10 @@ def keep_going(
         restarts, first = restarts + 1, False
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         if restarts > patience.restarts:
-            tell(f"The sweep's process {how}, after {patience.restarts} restarts: giving up.")
+            report(f"The sweep's process {how}, after {patience.restarts} restarts: giving up.")
             return status if status > 0 else BROKEN_OFF
         pause = patience.pause(restarts)
-        tell(
+        report(
             f"The sweep's process {how}. Restart {restarts} of {patience.restarts} from its "
             f"storage in {pause:g} s."
         )

@@ -197,8 +197,10 @@ def asked(cluster: Cluster, ask: Callable[[], Any]) -> Any:
     Raises:
         ClusterError: it has none, or refuses.
     """
+    from ray.exceptions import AuthenticationError
+
     try:
         return ask()
-    except (RuntimeError, OSError, ValueError) as error:  # all that Ray's client raises
+    except (AuthenticationError, RuntimeError, OSError, ValueError) as error:
         text = " ".join(str(error).split())
         raise ClusterError(f"{cluster.address}: {text[:500]}") from None
