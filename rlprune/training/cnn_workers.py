@@ -230,7 +230,7 @@ class CnnWorkers:
             remote_actor_ids=[0] if first_only else None,
         )
         found = list(results)
-        dead = [result.actor_id for result in found if not result.ok]
+        dead = {int(result.actor_id): result.get() for result in found if not result.ok}
         failures = [r.get() for r in found if r.ok and isinstance(r.get(), _Failure)]
         if dead or failures or len(found) < (1 if first_only else self._size):
             self.stop()
@@ -264,16 +264,17 @@ def _answer_or_say_why(learner: Any, what: Callable[[Any], Any]) -> Any:
         return _Failure(error if isinstance(error, RlpruneError) else None, trace)
 
 
-def _explained(dead: list[Any], failures: list[_Failure]) -> RlpruneError:
+def _explained(dead: dict[int, Exception], failures: list[_Failure]) -> RlpruneError:
     """The error that was the cause: those of processes that lost another come last."""
     own = [failure.error for failure in failures if failure.error is not None]
     if own:
         return own[0]
     if dead:
-        numbers = ", ".join(str(number) for number in dead)
+        number, error = next(iter(dead.items()))
         return ReplicaError(
-            f"Process {numbers} of those that train the CNN has died (killed, out of memory, or "
-            "its machine is gone). The last checkpoint is kept: resume from it."
+            f"Process {number} of those that train the CNN has died (killed, out of memory, or "
+            f"its machine is gone: {type(error).__name__}). The last checkpoint is kept: resume "
+            "from it."
         )
     trace = failures[0].trace if failures else "no answer"
     return ReplicaError(f"A process that trains the CNN failed:\n{trace}")
