@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from processes import comparable as rows_in
 from processes import finish, start
+from ray import cloudpickle
 from test_trial import build, comparable, rows_of, run, run_interrupted
 
 from rlprune.config import TrialConfig
@@ -22,6 +24,7 @@ from rlprune.results import ResultRow
 from rlprune.training.algorithm import PruningAlgorithm
 from rlprune.training.progress import Reporter
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import tests
 Tiny = Callable[..., TrialConfig]
 TEST_IMAGES = 360
 SHORT: dict[str, Any] = {

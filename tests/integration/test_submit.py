@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 import psutil
 import pytest
 import yaml
@@ -74,14 +75,20 @@ class Site:
     def keys(self, prefix: str = "") -> list[str]:
         """Names of all objects in the storage. (This process's own S3 client may have threads in
         the network of before.)"""
-        url = f"{self.s3['AWS_ENDPOINT_URL']}/{BUCKET}?list-type=2&prefix={prefix}"
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return re.findall(r"<Key>(.*?)</Key>", answer.read().decode())
+        listed = self._client().list_objects_v2(Bucket=BUCKET, Prefix=prefix)
+        return [entry["Key"] for entry in listed.get("Contents", [])]
 
     def object(self, key: str) -> bytes:
-        url = f"{self.s3['AWS_ENDPOINT_URL']}/{BUCKET}/{key}"
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return bytes(answer.read())
+        return bytes(self._client().get_object(Bucket=BUCKET, Key=key)["Body"].read())
+
+    def _client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.s3["AWS_ENDPOINT_URL"],
+            aws_access_key_id=self.s3["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.secret,
+            region_name="us-east-1",
+        )
 
     def states(self, name: str) -> dict[str, str]:
         values = json.loads(self.object(f"sweeps/{name}/status.json"))
