@@ -203,6 +203,8 @@ class TrainingConfig:
             paper prunes nothing in these phases.
         rounds: alternations of agent training and fine-tuning.
         updates_per_round: PPO updates in each.
+        final_updates: PPO updates after the last round's fine-tuning: the agents get to know
+            the network that ships. Deviation: the paper ends with fine-tuning.
         finetune_epochs: CNN epochs in each (fractions allowed).
         batch_size: images per CNN step.
         pretrain_learning_rate, finetune_learning_rate: Adam steps, cosine to zero over
@@ -221,6 +223,7 @@ class TrainingConfig:
     varied_ratios: bool = True
     rounds: Count = 4
     updates_per_round: Count = 25
+    final_updates: Count = 0
     finetune_epochs: Annotated[float, Field(ge=0.0)] = 1.0
     batch_size: AtLeastOne = 128
     pretrain_learning_rate: Positive = 2e-3
@@ -229,6 +232,11 @@ class TrainingConfig:
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     distillation: Fraction = 0.0
     distillation_temperature: Positive = 2.0
+
+    @property
+    def planned_updates(self) -> int:
+        """PPO updates of the whole trial."""
+        return self.rounds * self.updates_per_round + self.final_updates
 
 
 @dataclass(frozen=True, config=_STRICT)

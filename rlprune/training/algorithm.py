@@ -76,7 +76,7 @@ class PruningAlgorithmConfig(PPOConfig):
                 trial's torch threads, 1 where they are not given.
         """
         agents, rollouts, training = trial.agents, trial.rollouts, trial.training
-        planned = max(1, training.rounds * training.updates_per_round)
+        planned = max(1, training.planned_updates)
         episodes = planned * rollouts.rollouts_per_update
         config = cls()
         config.trial = trial
@@ -242,7 +242,7 @@ class PruningAlgorithm(Algorithm):
     def train_agents(self, updates: int) -> None:
         """PPO updates until ``updates`` have been taken in all; see AgentTrainer."""
         program, reporter = self.program, self.program.reporter
-        total = program.config.training.rounds * program.config.training.updates_per_round
+        total = program.config.training.planned_updates
         started = time.perf_counter()
         per_round = max(1, program.config.training.updates_per_round)
         if program.counters.rl_updates < updates:
@@ -266,8 +266,7 @@ class PruningAlgorithm(Algorithm):
     def _update_agents(self) -> UpdateDiagnostics:
         """One PPO update: rollouts, learner, moving averages."""
         program = self.program
-        training = program.config.training
-        planned = max(1, training.rounds * training.updates_per_round)
+        planned = max(1, program.config.training.planned_updates)
         for agent in self.agents():
             agent.narrow(program.counters.rl_updates / planned)
         chunks = self._collect()

@@ -30,4 +30,4 @@ def training_images(config: TrialConfig, images: int) -> dict[str, int]:
 def rollout_images(config: TrialConfig) -> int:
     """Images of all rollouts of the agents: one per episode, forward only."""
     training = config.training
-    return training.rounds * training.updates_per_round * config.rollouts.rollouts_per_update
+    return training.planned_updates * config.rollouts.rollouts_per_update
