@@ -12,11 +12,17 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rlprune.errors import ClusterError
+
 _STORE_HEADROOM = 256 * 1024**2
+_STARTS = 3
+"""Ray waits 30 s for its own processes, which is too short where the machine is busy (seen at a
+load of 12 on two cores), and gives up."""
+_logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -44,7 +50,8 @@ def private_ray(num_cpus: int, store_bytes: int, log_to_driver: bool = True) -> 
         return
     _use_private_token()
     with _quiet_ray() as ray:
-        ray.init(
+        start = functools.partial(
+            ray.init,
             num_cpus=num_cpus,
             include_dashboard=False,
             object_store_memory=store_bytes + _STORE_HEADROOM,
@@ -52,10 +59,39 @@ def private_ray(num_cpus: int, store_bytes: int, log_to_driver: bool = True) -> 
             log_to_driver=log_to_driver,
             _node_ip_address="127.0.0.1",
         )
+        start_patiently(start, ray.shutdown)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def start_patiently(start: Callable[[], object], stop: Callable[[], object]) -> None:
+    """Starts Ray; where its processes are too slow for it, again.
+
+    Args:
+        start: starts it.
+        stop: ends what a start in vain has left.
+
+    Raises:
+        ClusterError: it was too slow every time.
+    """
+    for left in reversed(range(_STARTS)):
+        try:
+            start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            stop()
+            if left == 0:
+                raise ClusterError(
+                    f"Ray did not start: {_STARTS} times its processes took more than 30 s. Is "
+                    f"the machine out of memory or very busy (load {os.getloadavg()[0]:.0f} on "
+                    f"{os.cpu_count()} cores)? Nothing is lost; try again when it is quieter."
+                ) from error
+            _logger.warning("Ray was too slow to start; trying again.")
+        else:
+            return
 
 
 @functools.cache
