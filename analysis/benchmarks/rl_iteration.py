@@ -57,7 +57,8 @@ from rlprune.data import normalize
 from rlprune.mdp import environment
 from rlprune.pruning import BilinearCost, CostModel, GatedNetwork, gated
 from rlprune.training import worker
-from rlprune.training.algorithm import PruningAlgorithm, PruningAlgorithmConfig
+from rlprune.training.algorithm import PruningAlgorithm
+from rlprune.training.algorithm_config import PruningAlgorithmConfig
 from rlprune.training.cluster import private_ray
 from rlprune.training.learner import StackedChunks
 from rlprune.training.setup import TrialSetup

@@ -178,7 +178,8 @@ class TrialTrainable(tune.Trainable):
         self._restore_newest(found)
 
     def _build(self) -> None:
-        from rlprune.training.algorithm import PruningAlgorithm, PruningAlgorithmConfig
+        from rlprune.training.algorithm import PruningAlgorithm
+        from rlprune.training.algorithm_config import PruningAlgorithmConfig
 
         reference, digest = ray.get(self._shared.images.remote(self._trial.data, self._trial.seed))
         own = self.point_of(self.config)["bundles"][0]["CPU"]

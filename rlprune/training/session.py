@@ -258,7 +258,8 @@ def _run(
 def _build(config: TrialConfig, images: ImageSet) -> Any:
     import ray
 
-    from rlprune.training.algorithm import PruningAlgorithm, PruningAlgorithmConfig
+    from rlprune.training.algorithm import PruningAlgorithm
+    from rlprune.training.algorithm_config import PruningAlgorithmConfig
 
     try:
         return PruningAlgorithm(PruningAlgorithmConfig.of(config), images=images)

@@ -9,7 +9,8 @@ import synthetic
 
 from rlprune.config import TrialConfig, config_from_dict
 from rlprune.data import ImageSet
-from rlprune.training.algorithm import PruningAlgorithm, PruningAlgorithmConfig
+from rlprune.training.algorithm import PruningAlgorithm
+from rlprune.training.algorithm_config import PruningAlgorithmConfig
 from rlprune.training.evaluate import Measurement
 
 pytestmark = pytest.mark.usefixtures("ray_instance")

@@ -16,7 +16,8 @@ import torch
 from rlprune.config import TrialConfig
 from rlprune.errors import CheckpointError, RolloutError, TrainingDivergedError
 from rlprune.results import ResultRow
-from rlprune.training.algorithm import PruningAlgorithm, PruningAlgorithmConfig
+from rlprune.training.algorithm import PruningAlgorithm
+from rlprune.training.algorithm_config import PruningAlgorithmConfig
 from rlprune.training.progress import Interrupted, Reporter
 from rlprune.training.rows import result_row
 
