@@ -203,9 +203,10 @@ class TrainingConfig:
             paper prunes nothing in these phases.
         rounds: alternations of agent training and fine-tuning.
         updates_per_round: PPO updates in each.
-        final_updates: PPO updates after the last round's fine-tuning: the agents get to know
-            the network that ships. Deviation: the paper ends with fine-tuning.
         finetune_epochs: CNN epochs in each (fractions allowed).
+        finetune_first: fine-tune first and train the agents then, in every round. The network
+            of the first round is fine-tuned at the budget's own ratio, and the agents end on
+            the network that ships. Deviation: the paper trains the agents first.
         batch_size: images per CNN step.
         pretrain_learning_rate, finetune_learning_rate: Adam steps, cosine to zero over
             the phase; fine-tuning's schedule spans all rounds.
@@ -223,8 +224,8 @@ class TrainingConfig:
     varied_ratios: bool = True
     rounds: Count = 4
     updates_per_round: Count = 25
-    final_updates: Count = 0
     finetune_epochs: Annotated[float, Field(ge=0.0)] = 1.0
+    finetune_first: bool = False
     batch_size: AtLeastOne = 128
     pretrain_learning_rate: Positive = 2e-3
     finetune_learning_rate: Positive = 1e-3
@@ -236,7 +237,7 @@ class TrainingConfig:
     @property
     def planned_updates(self) -> int:
         """PPO updates of the whole trial."""
-        return self.rounds * self.updates_per_round + self.final_updates
+        return self.rounds * self.updates_per_round
 
 
 @dataclass(frozen=True, config=_STRICT)

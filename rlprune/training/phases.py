@@ -11,7 +11,6 @@ PRETRAIN = "pretrain"
 RUNTIME_IMPORTANCE = "runtime_importance"
 STATIC_IMPORTANCE = "static_importance"
 ALTERNATE = "alternate"
-FINAL_AGENTS = "final_agents"
 LEARNED = "learned"
 
 
@@ -20,7 +19,7 @@ class Unit:
     """One step of a trial's course: one training iteration, one possible checkpoint.
 
     Attributes:
-        phase: PRETRAIN, ..., ALTERNATE, FINAL_AGENTS, or a method's name.
+        phase: PRETRAIN, ..., ALTERNATE, or a method's name.
         kind: "train" (an epoch or a round), or "measure".
         index, count: position among the phase's units.
     """
@@ -43,7 +42,6 @@ def plan_units(config: TrialConfig) -> list[Unit]:
     add(RUNTIME_IMPORTANCE, "train", training.runtime_importance_epochs)
     add(STATIC_IMPORTANCE, "train", training.static_importance_epochs)
     add(ALTERNATE, "train", training.rounds)
-    add(FINAL_AGENTS, "train", int(training.final_updates > 0))
     add(LEARNED, "measure", 1)
     for baseline in config.evaluation.baselines:
         if baseline == cascade.LARGE:

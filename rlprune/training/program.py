@@ -27,7 +27,6 @@ from rlprune.training.gates import GateRecipe, method_of, method_rates
 from rlprune.training.methods import Method
 from rlprune.training.phases import (
     ALTERNATE,
-    FINAL_AGENTS,
     LEARNED,
     PRETRAIN,
     RUNTIME_IMPORTANCE,
@@ -39,13 +38,7 @@ from rlprune.training.progress import Reporter
 from rlprune.training.setup import TrialSetup, network_of
 from rlprune.training.trainer import CnnJob, PhaseTrainer, Trainer, TrainerFactory
 
-_STAGE_OF_PHASE = {
-    PRETRAIN: 0,
-    RUNTIME_IMPORTANCE: 1,
-    STATIC_IMPORTANCE: 1,
-    ALTERNATE: 2,
-    FINAL_AGENTS: 2,
-}
+_STAGE_OF_PHASE = {PRETRAIN: 0, RUNTIME_IMPORTANCE: 1, STATIC_IMPORTANCE: 1, ALTERNATE: 2}
 PRETRAINED, IMPORTANCE = "pretrained", "importance"
 _SNAPSHOTS = (PRETRAINED, IMPORTANCE, LEARNED)
 
@@ -148,14 +141,10 @@ class TrialProgram:
                 measured = self._measure(unit.phase, agent_trainer)
             elif unit.phase == ALTERNATE:
                 self._enter(unit)
-                agent_trainer.train_agents(
-                    (unit.index + 1) * self.config.training.updates_per_round
-                )
-                self._train_cnn(unit, agent_trainer.agents())
-                self._validate_round(agent_trainer)
-            elif unit.phase == FINAL_AGENTS:
-                agent_trainer.train_agents(self.config.training.planned_updates)
-                self._validate_round(agent_trainer)
+                self._alternate(unit, agent_trainer)
+                if self.config.evaluation.every_round:
+                    self.validations = self._validate(agent_trainer)
+                    self._record_validations()
             else:
                 self._enter(unit)
                 self._train_cnn(unit)
@@ -168,6 +157,15 @@ class TrialProgram:
         if self.finished or self.units[self.position].phase != unit.phase:
             self.trainer = None
         return measured
+
+    def _alternate(self, unit: Unit, agent_trainer: AgentTrainer) -> None:
+        """One round; what of it was done before an interruption is not done again."""
+        training = self.config.training
+        if training.finetune_first:
+            self._train_cnn(unit, agent_trainer.agents())
+        agent_trainer.train_agents((unit.index + 1) * training.updates_per_round)
+        if not training.finetune_first:
+            self._train_cnn(unit, agent_trainer.agents())
 
     def _enter(self, unit: Unit) -> None:
         """At the first unit of a phase: the phase's network and a fresh optimizer."""
@@ -325,12 +323,6 @@ class TrialProgram:
             found.append(Validation(rate, self.evaluator.validate(self.network, method, point)))
             self.network.load_state_dict(weights)
         return found
-
-    def _validate_round(self, agent_trainer: AgentTrainer) -> None:
-        """After a round, where that is asked for."""
-        if self.config.evaluation.every_round:
-            self.validations = self._validate(agent_trainer)
-            self._record_validations()
 
     def _record_validations(self) -> None:
         """A round's validation stands in the history of updates, beside its last one."""
