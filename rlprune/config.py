@@ -207,6 +207,9 @@ class TrainingConfig:
         finetune_first: fine-tune first and train the agents then, in every round. The network
             of the first round is fine-tuned at the budget's own ratio, and the agents end on
             the network that ships. Deviation: the paper trains the agents first.
+        keep_better: keep a round's agents only where their reward on the validation images
+            is higher, by more than a standard error, than that of the agents before. Costs
+            two validation passes per round and point. Deviation: not in the paper.
         batch_size: images per CNN step.
         pretrain_learning_rate, finetune_learning_rate: Adam steps, cosine to zero over
             the phase; fine-tuning's schedule spans all rounds.
@@ -226,6 +229,7 @@ class TrainingConfig:
     updates_per_round: Count = 25
     finetune_epochs: Annotated[float, Field(ge=0.0)] = 1.0
     finetune_first: bool = False
+    keep_better: bool = False
     batch_size: AtLeastOne = 128
     pretrain_learning_rate: Positive = 2e-3
     finetune_learning_rate: Positive = 1e-3

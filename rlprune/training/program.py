@@ -24,6 +24,13 @@ from rlprune.training import cascade, methods
 from rlprune.training.cnn import reestimate_batchnorm
 from rlprune.training.evaluate import Evaluator, Measurement, SplitResult
 from rlprune.training.gates import GateRecipe, method_of, method_rates
+from rlprune.training.judge import (
+    AgentWeights,
+    agent_weights,
+    is_better,
+    load_agents,
+    validation_rewards,
+)
 from rlprune.training.methods import Method
 from rlprune.training.phases import (
     ALTERNATE,
@@ -117,6 +124,7 @@ class TrialProgram:
         self.cascade_pair: cascade.Pair | None = None
         self.evaluator = Evaluator(images, self.config.evaluation, self.config.seed)
         self.validations: list[Validation] = []
+        self.agents_before: AgentWeights | None = None
 
     # ---------------------------------------------------------------- course
 
@@ -163,9 +171,36 @@ class TrialProgram:
         training = self.config.training
         if training.finetune_first:
             self._train_cnn(unit, agent_trainer.agents())
-        agent_trainer.train_agents((unit.index + 1) * training.updates_per_round)
+        goal = (unit.index + 1) * training.updates_per_round
+        if training.keep_better and self.agents_before is None:
+            if self.counters.rl_updates < goal:
+                self.agents_before = agent_weights(agent_trainer.agents())
+        agent_trainer.train_agents(goal)
+        self._judge(agent_trainer)
         if not training.finetune_first:
             self._train_cnn(unit, agent_trainer.agents())
+
+    def _judge(self, agent_trainer: AgentTrainer) -> None:
+        """Puts the agents before the round back, where it has not made them better."""
+        if self.agents_before is None:
+            return
+        agents = agent_trainer.agents()
+        trained, new = agent_weights(agents), self._validation_rewards(agent_trainer)
+        load_agents(agents, self.agents_before)
+        kept = is_better(new, self._validation_rewards(agent_trainer))
+        if kept:
+            load_agents(agents, trained)
+        self.agents_before = None
+        self.history[-1]["agents_kept"] = float(kept)
+
+    def _validation_rewards(self, agent_trainer: AgentTrainer) -> torch.Tensor:
+        weights, points = self._weights(), self.setup.evaluation_points()
+        method = self._learned(agent_trainer)
+        found = validation_rewards(
+            self.evaluator, self.network, method, points, self.average_loss, self.price
+        )
+        self.network.load_state_dict(weights)
+        return found
 
     def _enter(self, unit: Unit) -> None:
         """At the first unit of a phase: the phase's network and a fresh optimizer."""
@@ -400,6 +435,7 @@ class TrialProgram:
             "price_excess": None if self.price is None else list(self.price.excess),
             "random_factors": dict(self.random_factors),
             "static_scores": list(self.static_scores),
+            "agents_before": self.agents_before,
             "cascade_pair": None if self.cascade_pair is None else asdict(self.cascade_pair),
         }
 
@@ -416,6 +452,7 @@ class TrialProgram:
             self.price.excess = list(state.get("price_excess") or self.price.excess)
         self.random_factors = dict(state["random_factors"])
         self.static_scores = list(state["static_scores"])
+        self.agents_before = state.get("agents_before")  # older checkpoints have none
         pair = state.get("cascade_pair")  # older checkpoints have none
         self.cascade_pair = None if pair is None else cascade.Pair(**pair)
         self.trainer = None

@@ -165,6 +165,7 @@ def test_a_cascade_beside_the_learned_policy_stopped_and_resumed(tiny: Tiny, tmp
         training__rounds=1,
         training__updates_per_round=1,
         training__finetune_first=True,
+        training__keep_better=True,
     )
     calm, _ = run(config)
     assert [(row.method, row.tradeoff_rate) for row in calm] == [
