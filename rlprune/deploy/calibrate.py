@@ -138,7 +138,7 @@ class _Probe:
         self.share, self.pairs = 1.0, 0
         self.seconds, self.unfolded = 0.0, False
         self._clock = _clock()
-        self._anchor: int = fast.load_kernels().ANCHOR
+        self._anchor: int = fast.load_kernels().places.ANCHOR
 
     def __call__(self, x: Tensor, image: FastDecisions) -> Tensor:
         spec = self.layer.spec

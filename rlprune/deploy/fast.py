@@ -49,7 +49,7 @@ def version() -> str | None:
 
 
 def load_kernels() -> Any:
-    """The compiled functions, :mod:`rlprune.deploy.kernels`; loads numba.
+    """The compiled functions, the package ``rlprune.deploy.kernels``; loads numba.
 
     Raises:
         ArtifactError: numba is missing, or does not work with the other packages.
@@ -194,7 +194,7 @@ class FastLayer:
         self._taps = layer.spec.kernel[0] * layer.spec.kernel[1]
         self._sizes = _NOTHING
         self._out, self._input = (0, 0), (0, 0)
-        self._rules = rules_of(layer, rules, kernels)
+        self._rules = rules_of(layer, rules, kernels.places)
         self._weights, self._policy = weights_of(layer), policy_of(layer, rules)
 
     def __call__(self, x: Tensor, image: FastDecisions) -> Tensor:

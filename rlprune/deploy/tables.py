@@ -15,15 +15,15 @@ from rlprune.deploy.layer import GatedLayer
 from rlprune.errors import ArtifactError
 
 
-def rules_of(layer: GatedLayer, rules: Rules, kernels: Any) -> tuple[Any, ...]:
-    """Arguments ``shape``, ``rules`` and ``terms`` of the kernels.
+def rules_of(layer: GatedLayer, rules: Rules, places: Any) -> tuple[Any, ...]:
+    """Arguments ``shape``, ``rules`` and ``terms`` of the compiled functions.
 
     Args:
         layer: with an importance predictor.
         rules: of the model.
-        kernels: the module, for the places in them.
+        places: the module ``rlprune.deploy.kernels.places`` (importing it here would load numba).
     """
-    return (_shape(layer, rules, kernels), *_costs(layer, rules, kernels))
+    return (_shape(layer, rules, places), *_costs(layer, rules, places))
 
 
 def weights_of(layer: GatedLayer) -> tuple[Any, ...]:
@@ -38,37 +38,37 @@ def policy_of(layer: GatedLayer, rules: Rules) -> tuple[Any, ...]:
     return (rules.votes(layer.index), *_agent(layer, rules))
 
 
-def _shape(layer: GatedLayer, rules: Rules, kernels: Any) -> Positions:
+def _shape(layer: GatedLayer, rules: Rules, places: Any) -> Positions:
     spec, policy = layer.spec, rules.spec.policy
-    shape = np.zeros(kernels.SHAPE, dtype=np.int64)
-    shape[kernels.LAYER] = layer.index
-    shape[kernels.CHANNELS] = spec.channels
-    shape[kernels.IN_CHANNELS] = spec.in_channels
-    shape[kernels.VOTES] = spec.static_votes
-    shape[kernels.PERMANENT] = rules.spec.budget.tradeoff == "permanent"
-    shape[kernels.DECIDES] = policy.kind != "none"
-    shape[kernels.AGENT] = policy.kind == "agent"
-    shape[kernels.CHANGE] = policy.action == "change"
-    shape[kernels.PROJECTED] = policy.projected
+    shape = np.zeros(places.SHAPE, dtype=np.int64)
+    shape[places.LAYER] = layer.index
+    shape[places.CHANNELS] = spec.channels
+    shape[places.IN_CHANNELS] = spec.in_channels
+    shape[places.VOTES] = spec.static_votes
+    shape[places.PERMANENT] = rules.spec.budget.tradeoff == "permanent"
+    shape[places.DECIDES] = policy.kind != "none"
+    shape[places.AGENT] = policy.kind == "agent"
+    shape[places.CHANGE] = policy.action == "change"
+    shape[places.PROJECTED] = policy.projected
     return shape
 
 
-def _costs(layer: GatedLayer, rules: Rules, kernels: Any) -> tuple[Any, Any]:
+def _costs(layer: GatedLayer, rules: Rules, places: Any) -> tuple[Any, Any]:
     costs, t = rules.costs.at_layer(layer.index), layer.index
-    numbers = np.zeros(kernels.RULES)
-    numbers[kernels.RATE] = rules.spec.budget.tradeoff_rate
-    numbers[kernels.ALPHA] = rules.spec.budget.alpha
-    numbers[kernels.OFFSET] = 0.0 if rules.agent is None else rules.agent.offset
-    numbers[kernels.LINEAR] = costs.linear
-    numbers[kernels.SLOPE_AFTER] = costs.slope_after
-    numbers[kernels.LEAST] = costs.least
-    numbers[kernels.LEAST_AFTER] = costs.least_after
-    numbers[kernels.LINEAR_AFTER] = costs.linear_after
-    numbers[kernels.SQUARE_AFTER] = costs.square_after
+    numbers = np.zeros(places.RULES)
+    numbers[places.RATE] = rules.spec.budget.tradeoff_rate
+    numbers[places.ALPHA] = rules.spec.budget.alpha
+    numbers[places.OFFSET] = 0.0 if rules.agent is None else rules.agent.offset
+    numbers[places.LINEAR] = costs.linear
+    numbers[places.SLOPE_AFTER] = costs.slope_after
+    numbers[places.LEAST] = costs.least
+    numbers[places.LEAST_AFTER] = costs.least_after
+    numbers[places.LINEAR_AFTER] = costs.linear_after
+    numbers[places.SQUARE_AFTER] = costs.square_after
     terms = np.zeros((3, len(rules.spec.layers)))
-    terms[kernels.EACH, :t] = costs.each
-    terms[kernels.LEAST_TERMS, :t] = costs.least_terms
-    terms[kernels.WIDE_TERMS, :t] = costs.wide_terms
+    terms[places.EACH, :t] = costs.each
+    terms[places.LEAST_TERMS, :t] = costs.least_terms
+    terms[places.WIDE_TERMS, :t] = costs.wide_terms
     return numbers, terms
 
 

@@ -164,14 +164,14 @@ def test_one_image_of_a_static_model_is_compiled(tmp_path: Path) -> None:
 def test_the_order_is_stable() -> None:
     """Ties keep their order, -0 equals 0, NaN comes last: as NumPy's stable sort."""
     pytest.importorskip("numba", reason="numba is not installed: pip install 'rlprune[fast]'")
-    from rlprune.deploy import kernels
+    from rlprune.deploy.kernels.votes import ascending
 
     scores = np.array([0.5, -0.0, -2.0, np.inf, 0.0, 0.5, -2.0, np.nan, -np.inf, 1e-40], "f4")
-    assert kernels._ascending(scores).tolist() == [8, 2, 6, 1, 4, 9, 0, 5, 3, 7]
+    assert ascending(scores).tolist() == [8, 2, 6, 1, 4, 9, 0, 5, 3, 7]
     scores[7] = -np.nan
-    assert kernels._ascending(scores).tolist() == [8, 2, 6, 1, 4, 9, 0, 5, 3, 7]
+    assert ascending(scores).tolist() == [8, 2, 6, 1, 4, 9, 0, 5, 3, 7]
     many = np.random.default_rng(0).integers(-20, 20, 500).astype(np.float32)
-    np.testing.assert_array_equal(kernels._ascending(many), many.argsort(kind="stable"))
+    np.testing.assert_array_equal(ascending(many), many.argsort(kind="stable"))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
