@@ -1,13 +1,14 @@
-"""What a gated layer does for one image before its convolution, compiled with numba.
+"""A gated layer for one image, compiled with numba: decisions, filters and the convolution.
 
 The same steps as ``GatedLayer.gathered`` and ``Decisions.decide``, in one call: there, each of
 some thirty small operations costs more in its call than in its work. Importing this package
-loads numba (a second); the first call compiles (seconds, once per installation).
+loads numba (a second); the first call compiles (half a minute, once per installation).
 
 Numbers are float32 where the NumPy version has float32, and costs are float64; sums run in
 another order. tests/unit/test_deploy_fast.py holds the decisions of one against the other.
 """
 
-from rlprune.deploy.kernels.choose import choose, choose_all
+from rlprune.deploy.kernels.classify import average, classify
+from rlprune.deploy.kernels.compute import choose_all, compute
 
-__all__ = ["choose", "choose_all"]
+__all__ = ["average", "choose_all", "classify", "compute"]

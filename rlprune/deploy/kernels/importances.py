@@ -17,8 +17,8 @@ _BLOCK = 64  # pixels summed up before their sum joins the total: keeps float32 
 
 
 @compiled
-def pooled_input(x: Single, columns: Whole, inputs: int) -> Single:
-    """Averages of all stored input channels, zero where not computed, [I]."""
+def averages(x: Single) -> Single:
+    """Of each channel, [P, i] -> [i]."""
     pixels, present = x.shape
     total, part = np.zeros(present, np.float32), np.empty(present, np.float32)
     for start in range(0, pixels, _BLOCK):
@@ -26,9 +26,15 @@ def pooled_input(x: Single, columns: Whole, inputs: int) -> Single:
         for pixel in range(start, min(start + _BLOCK, pixels)):
             _add(x[pixel], part)
         _add(part, total)
-    pooled = np.zeros(inputs, np.float32)
-    for j in range(present):
-        pooled[columns[j]] = total[j] / np.float32(pixels)
+    return total / np.float32(pixels)
+
+
+@compiled
+def pooled_input(x: Single, columns: Whole, inputs: int) -> Single:
+    """Averages of all stored input channels, zero where not computed, [I]."""
+    pooled, found = np.zeros(inputs, np.float32), averages(x)
+    for j in range(len(columns)):
+        pooled[columns[j]] = found[j]
     return pooled
 
 
@@ -40,7 +46,8 @@ def _add(values: Single, out: Single) -> None:
 
 
 @compiled
-def _add_scaled(values: Single, scale: float, out: Single) -> None:
+def add_scaled(values: Single, scale: float, out: Single) -> None:
+    """Adds ``scale * values`` to ``out``."""
     for j in range(len(out)):
         out[j] += values[j] * scale
 
@@ -50,7 +57,7 @@ def add_product(values: Single, matrix: Single, out: Single) -> None:
     """Adds ``values @ matrix`` to ``out``."""
     for row in range(len(values)):
         if values[row] != 0.0:  # half of the inputs are not there
-            _add_scaled(matrix[row], values[row], out)
+            add_scaled(matrix[row], values[row], out)
 
 
 @compiled

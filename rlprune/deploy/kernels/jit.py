@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from numba import njit
+import numba
 
-_njit: Any = njit
+_numba: Any = numba
+carray: Any = _numba.carray
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -29,7 +30,7 @@ def _digest() -> str:
 
 def compiled(function: _Function) -> _Function:
     """Compiles a function that compiled functions call."""
-    helper: _Function = _njit(error_model="numpy")(function)
+    helper: _Function = _numba.njit(error_model="numpy")(function)
     return helper
 
 
@@ -37,9 +38,9 @@ def entry(function: _Function) -> _Function:
     """Compiles a function that Python calls, and keeps it: beside its file or in a cache folder."""
     known = _with_digest(function)
     try:
-        kept: _Function = _njit(cache=True, error_model="numpy")(known)
+        kept: _Function = _numba.njit(cache=True, error_model="numpy")(known)
     except RuntimeError:  # nowhere to keep what was compiled: compile in every process
-        kept = _njit(error_model="numpy")(known)
+        kept = _numba.njit(error_model="numpy")(known)
     return kept
 
 
