@@ -43,7 +43,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         backbone={"name": "resnet20", "width": 0.25},
         pruning={"tradeoff": request.param},
         evaluation__baselines=(),
-        data__max_train_images=256,
+        data__max_train_images=None,
+        training__pretrain_epochs=8,
+        training__finetune_epochs=2,
     )
     rows = run_trial(config, folder / "run")
     assert rows is not None
