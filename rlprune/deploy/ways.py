@@ -23,7 +23,8 @@ from rlprune.deploy.calibration import BatchTimes, Table
 from rlprune.deploy.layer import GatedLayer
 
 _log = logging.getLogger(__name__)
-_FEW_THREADS = 2  # with which torch's convolutions of one image are no faster than ours
+_FEW_THREADS = 2
+"""The compiled convolution has one thread: with more than these torch's is taken, unmeasured."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Choice:
 
     def __init__(self, layers: Sequence[GatedLayer], tables: Sequence[Table] = ()) -> None:
         self._usual = Ways(tuple(pairs_at(layer, 1.0) for layer in layers))
-        self._parallel = Ways((0,) * len(layers))  # the compiled convolution has one thread
+        self._parallel = Ways((0,) * len(layers))
         self._measured = {table.threads: self._ways(table, layers) for table in tables}
         self._warned: set[int] = set()
 
