@@ -374,7 +374,7 @@ def test_the_installed_wheel_runs_with_torch_numpy_and_safetensors(
     done = subprocess.run(
         # -S: without the site-packages folder and its .pth files, so without this checkout
         [sys.executable, "-I", "-S", "-c", INSTALLED, installed, site, *places],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     model = PrunedModel.load(run.files[0.5])
