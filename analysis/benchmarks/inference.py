@@ -5,7 +5,7 @@ ratio); what is compared runs in turn after a warm-up, and each number is the me
 runs and their quartiles.
 
     python analysis/benchmarks/inference.py [--threads N] [--batch B ...] [--backbone NAME ...]
-                                            [--repeats N] [--out FILE.parquet]
+                                            [--repeats N] [--busy] [--out FILE.parquet]
 
 It is a benchmark, not a test: a missed target is printed, the exit status is 0.
 README.md beside this file has the last numbers.
@@ -52,6 +52,7 @@ STATIC_TARGET = 0.85
 """Least share of the half-width network's speed, for m_cifarnet at batch 1."""
 OURS, STATIC, HALF, DENSE = "ours", "static, same widths", "half width", "dense"
 Runner = Callable[[], Tensor]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -229,15 +230,17 @@ def ways_of(network: Network, batch: int, compiled: bool, file: Path) -> dict[st
 
 
 @torch.inference_mode()
-def measure(ways: Mapping[str, Runner], repeats: int, warm_ups: int) -> dict[str, list[float]]:
+def measure(
+    ways: Mapping[str, Runner], repeats: int, warm_ups: int, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every way, in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(warm_ups + repeats):
         for name, run in ways.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn >= warm_ups:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -291,11 +294,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 64], metavar="B")
     parser.add_argument("--backbone", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--repeats", type=int, default=40, help="runs per median (default 40)")
+    parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="the machine has other work: count this thread's processor time (one thread only)",
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write Parquet here")
     arguments = parser.parse_args()
     if arguments.repeats < 2 or arguments.threads < 1 or min(arguments.batch) < 1:
         parser.error("--repeats must be at least 2, --threads and --batch at least 1")
+    if arguments.busy and arguments.threads > 1:
+        parser.error("--busy counts the time of one thread: leave --threads out")
     return arguments
 
 
@@ -318,6 +328,7 @@ def main() -> None:
     if not compiled:
         print("without torch.compile" + ("" if arguments.no_compile else ": no g++ was found"))
     rows: list[Row] = []
+    clock = time.thread_time if arguments.busy else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         for name in arguments.backbone:
@@ -325,7 +336,7 @@ def main() -> None:
             for batch in arguments.batch:
                 ways = ways_of(NETWORKS[name], batch, compiled, file)
                 repeats = _repeats(NETWORKS[name], batch, arguments.repeats)
-                rows += rows_of(measure(ways, repeats, warm_ups=2), name, batch)
+                rows += rows_of(measure(ways, repeats, 2, clock), name, batch)
                 show([row for row in rows if (row.backbone, row.batch) == (name, batch)])
     if arguments.out is not None:
         frame = pd.DataFrame([asdict(row) | numbers for row in rows])

@@ -83,18 +83,17 @@ def _show_layers(table: Table) -> None:
         grid.add_column(f"{width:g}", justify="right", no_wrap=True)
     grid.add_column("up to", justify="right", no_wrap=True)
     for layer in table.layers:
-        limit = layer.product_up_to
-        ways = list(zip(table.widths, layer.product, layer.convolution, strict=True))
-        chosen = [product is not None and width <= limit for width, product, _ in ways]
-        product = [_marked(ms, mine) for (_, ms, _), mine in zip(ways, chosen, strict=True)]
-        other = [_marked(ms, not mine) for (_, _, ms), mine in zip(ways, chosen, strict=True)]
-        grid.add_row(layer.name, "product", *product, f"{limit:.2f}" if limit else "never")
-        grid.add_row("", "conv", *other, "")
+        limit = layer.compiled_up_to
+        chosen = [width <= limit for width in table.widths]
+        ours = [_marked(ms, mine) for ms, mine in zip(layer.compiled, chosen, strict=True)]
+        other = [_marked(ms, not mine) for ms, mine in zip(layer.torch, chosen, strict=True)]
+        grid.add_row(layer.name, "compiled", *ours, f"{limit:.2f}" if limit else "never")
+        grid.add_row("", "torch", *other, "")
     Console().print(grid)
 
 
-def _marked(milliseconds: float | None, chosen: bool) -> str:
-    return "- " if milliseconds is None else f"{milliseconds:.3f}{'*' if chosen else ' '}"
+def _marked(milliseconds: float, chosen: bool) -> str:
+    return f"{milliseconds:.3f}{'*' if chosen else ' '}"
 
 
 def _show_batches(table: Table) -> None:

@@ -34,7 +34,8 @@ from rlprune.deploy.calibration import (
     this_machine,
     write_calibration,
 )
-from rlprune.deploy.fast import FastDecisions, FastLayer
+from rlprune.deploy.chain import FastLayer
+from rlprune.deploy.fast import FastDecisions
 from rlprune.deploy.layer import GatedLayer
 from rlprune.deploy.model import PrunedModel
 from rlprune.deploy.program import GATHERED, MASKED
@@ -128,27 +129,26 @@ class _Probe:
 
     Attributes:
         share: of the stored channels to keep.
-        pairs: see ``FastDecisions``; 0: no product of matrices.
+        limit: see ``FastDecisions``; 0: torch's convolution.
         seconds: of the last image.
-        unfolded: whether it was a product of matrices.
+        rectified: as the fast version's.
     """
 
     def __init__(self, layer: GatedLayer, compiled: FastLayer) -> None:
         self.layer, self._compiled = layer, compiled
-        self.share, self.pairs = 1.0, 0
-        self.seconds, self.unfolded = 0.0, False
+        self.rectified = compiled.rectified
+        self.share, self.limit = 1.0, 0
+        self.seconds = 0.0
         self._clock = _clock()
-        self._anchor: int = fast.load_kernels().ANCHOR
+        self._anchor: int = fast.load_kernels().places.ANCHOR
 
     def __call__(self, x: Tensor, image: FastDecisions) -> Tensor:
         spec = self.layer.spec
         image.told[self._anchor] = self.share * spec.stored / spec.channels
-        image.pairs = [self.pairs] * len(image.rules.spec.layers)
+        image.limits = np.full(len(image.rules.spec.layers), self.limit)
         started = self._clock()
         y = self._compiled(x, image)
         self.seconds = self._clock() - started
-        fits = self._compiled.fits((1, x.shape[2], x.shape[3], x.shape[1]))
-        self.unfolded = fits and self.pairs > 0
         return y
 
 
@@ -164,7 +164,7 @@ def _forced(spec: ModelSpec) -> ModelSpec:
 def _layers(
     path: str | Path, image: Tensor, report: Report
 ) -> tuple[tuple[float, ...], tuple[LayerTimes, ...]]:
-    """Times of every layer at every width, and where a product stops to pay."""
+    """Times of every layer at every width, and where our convolution stops to pay."""
     spec, tensors = read_artifact(path)
     widths = (1.0,) if spec.policy.kind == "none" else WIDTHS
     model = PrunedModel(_forced(spec), tensors, accelerate=True)
@@ -173,62 +173,54 @@ def _layers(
         assert isinstance(layer.fast, FastLayer)
         layer.fast = probe = _Probe(layer, layer.fast)
         probes.append(probe)
-    cannot: set[tuple[float, int]] = set()
 
-    def run(width: float, pairs: int) -> list[float]:
+    def run(width: float, limit: int) -> list[float]:
         for probe in probes:
-            probe.share, probe.pairs = width, pairs
+            probe.share, probe.limit = width, limit
         model(image, mode=GATHERED)
-        if pairs:
-            cannot.update((width, at) for at, probe in enumerate(probes) if not probe.unfolded)
         return [probe.seconds for probe in probes]
 
-    def job(width: float, pairs: int) -> Callable[[], list[float]]:
-        return lambda: run(width, pairs)
+    def job(width: float, limit: int) -> Callable[[], list[float]]:
+        return lambda: run(width, limit)
 
-    jobs = {(width, pairs): job(width, pairs) for width in widths for pairs in (0, _UNLIMITED)}
+    jobs = {(width, limit): job(width, limit) for width in widths for limit in (0, _UNLIMITED)}
     seconds = _interleaved(jobs, _LEAST_LAYERS, report)
     layers = []
     for at, layer in enumerate(model.layers):
-        convolution = [seconds[width, 0][:, at] for width in widths]
-        product = [
-            None if (width, at) in cannot else seconds[width, _UNLIMITED][:, at] for width in widths
-        ]
-        end = break_even(widths, [_gain(*pair) for pair in zip(convolution, product, strict=True)])
-        times = [None if taken is None else _milliseconds(taken) for taken in product]
-        direct = tuple(_milliseconds(taken) for taken in convolution)
-        layers.append(LayerTimes(layer.spec.name, direct, tuple(times), end))
+        torchs = [seconds[width, 0][:, at] for width in widths]
+        compiled = [seconds[width, _UNLIMITED][:, at] for width in widths]
+        end = break_even(widths, [_gain(*pair) for pair in zip(torchs, compiled, strict=True)])
+        times = (tuple(map(_milliseconds, torchs)), tuple(map(_milliseconds, compiled)))
+        layers.append(LayerTimes(layer.spec.name, *times, end))
     return widths, tuple(layers)
 
 
-def _gain(convolution: Seconds, product: Seconds | None) -> float | None:
-    """Logarithm of how many times as fast a product is, by runs that were neighbours."""
-    return None if product is None else float(np.median(np.log(convolution / product)))
+def _gain(torchs: Seconds, compiled: Seconds) -> float:
+    """Logarithm of how many times as fast ours is, by runs that were neighbours."""
+    return float(np.median(np.log(torchs / compiled)))
 
 
-def break_even(widths: Sequence[float], gains: Sequence[float | None]) -> float:
-    """The share of channels up to which a product of matrices is chosen.
+def break_even(widths: Sequence[float], gains: Sequence[float]) -> float:
+    """The share of channels up to which the compiled convolution is chosen.
 
-    Usually that is wherever it is possible. It stops earlier, between the two widths where
-    that gains most, if convolutions are clearly faster from there on. Between the two, it
-    stops where a straight line through the gains crosses zero.
+    Usually that is everywhere. It stops earlier, between the two widths where that gains
+    most, if torch's is clearly faster from there on. Between the two, it stops where a
+    straight line through the gains crosses zero.
 
     Args:
         widths: ascending, [W].
-        gains: logarithms of a convolution's time over a product's, [W]; None: a product is
-            not possible.
+        gains: logarithms of torch's time over the compiled one's, [W].
 
     Returns:
-        From 0 (never) to 1 (wherever it is possible).
+        From 0 (never) to 1 (everywhere).
     """
-    known = [gain for gain in gains if gain is not None]
-    last = len(known)
-    count = max(range(last + 1), key=lambda n: (sum(known[:n]), n))
-    if count == last or -statistics.fmean(known[count:]) < _CLEARLY:
-        return float(last > 0)
+    last = len(gains)
+    count = max(range(last + 1), key=lambda n: (sum(gains[:n]), n))
+    if count == last or -statistics.fmean(gains[count:]) < _CLEARLY:
+        return 1.0
     if count == 0:
         return 0.0
-    inside, outside = known[count - 1], -known[count]  # not negative, and positive
+    inside, outside = gains[count - 1], -gains[count]  # not negative, and positive
     low, high = widths[count - 1], widths[count]
     return round(low + inside / (inside + outside) * (high - low), 4)
 

@@ -26,7 +26,7 @@ from rlprune.deploy import fast
 from rlprune.deploy.checks import Checks
 from rlprune.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
 _MOST_BYTES = 1 << 20
 _MOST_TABLES, _MOST_STEPS = 64, 64
 _LONGEST = 1e9  # ms
@@ -40,17 +40,16 @@ class LayerTimes:
 
     Attributes:
         name: of the convolution.
-        convolution: filters gathered, then a convolution, [W].
-        product: filters gathered, input unfolded, then a product of matrices, [W]; None where
-            the unfolded input would be too large.
-        product_up_to: share of the layer's stored channels (and of its inputs') up to which
-            the product is chosen; 0: never.
+        torch: with torch's convolution, [W].
+        compiled: with the compiled one, [W].
+        compiled_up_to: share of the layer's stored channels (and of its inputs') up to which
+            the compiled one is chosen; 0: never.
     """
 
     name: str
-    convolution: tuple[float, ...]
-    product: tuple[float | None, ...]
-    product_up_to: float
+    torch: tuple[float, ...]
+    compiled: tuple[float, ...]
+    compiled_up_to: float
 
 
 @dataclass(frozen=True)
@@ -304,12 +303,11 @@ def _table(value: Any) -> Table:
 
 def _layer(value: Any, widths: int) -> LayerTimes:
     given = _check.mapping(value, "layers", _names(LayerTimes))
-    product = _check.items(given["product"], "product", widths)
     return LayerTimes(
         name=_check.text(given["name"], "layers.name"),
-        convolution=_times(given["convolution"], "convolution", widths),
-        product=tuple(None if ms is None else _time(ms, "product") for ms in product),
-        product_up_to=_check.between(given["product_up_to"], "product_up_to", 0.0, 1.0),
+        torch=_times(given["torch"], "torch", widths),
+        compiled=_times(given["compiled"], "compiled", widths),
+        compiled_up_to=_check.between(given["compiled_up_to"], "compiled_up_to", 0.0, 1.0),
     )
 
 

@@ -130,17 +130,12 @@ class GatedLayer:
         self._negative = negative if bool(negative.any()) else None
         self._centre = -self.mean
         self.fast: Callable[[Tensor, Any], Tensor] | None = None
+        self.rectified = False  # the program says whether a ReLU is all that reads the output
         self._averaging: Tensor | None = None
         self.geometry = Geometry(spec.stride, spec.padding, spec.dilation)
         # Scaling whichever is smaller, filters or outputs, costs less.
         outputs = spec.out_size[0] * spec.out_size[1]
         self._scale_filters = self.inputs * spec.kernel[0] * spec.kernel[1] < 4 * outputs
-
-    @property
-    def patches(self) -> int:
-        """Numbers that all output pixels together read, of all stored inputs."""
-        height, width = self.spec.out_size
-        return height * width * self.inputs * self.spec.kernel[0] * self.spec.kernel[1]
 
     # --- one image, only what it computes -----------------------------------------------
 

@@ -19,8 +19,9 @@ from rlprune.deploy import fast
 from rlprune.deploy.artifact import read_artifact
 from rlprune.deploy.budget import Budget, call_budget
 from rlprune.deploy.calibration import Table, tables_for
+from rlprune.deploy.chain import FastLayer
 from rlprune.deploy.decide import CONTEXT, AgentWeights, Batch, Decisions, Rules
-from rlprune.deploy.fast import FastBatch, FastDecisions, FastLayer
+from rlprune.deploy.fast import FastBatch, FastDecisions
 from rlprune.deploy.layer import GatedLayer, checked, in_rows, stored_places
 from rlprune.deploy.numbers import restored
 from rlprune.deploy.program import GATHERED, MASKED, Program
@@ -96,8 +97,9 @@ class PrunedModel:
         if accelerate is False or any(layer.predictor is None for layer in self.layers):
             self._compiled = ()
         elif accelerate:
-            self._compiled = fast.accelerate(self.layers, self._rules)
+            self._compiled = self._accelerate()
         self._choice = Choice(self.layers)
+        self._own_budget = call_budget(spec, self._rules.costs, None)
 
     def use(self, tables: Sequence[Table]) -> None:
         """Chooses ways to run by these measurements of the model on this machine."""
@@ -227,7 +229,7 @@ class PrunedModel:
     def _single(self, told: Budget) -> Decisions:
         """Who decides for an image."""
         if self._accelerated():
-            return FastDecisions(self._rules, told, self._choice.now().pairs)
+            return FastDecisions(self._rules, told, self._choice.now().limits)
         return Decisions(self._rules, told)
 
     def _batch(self, told: Budget, images: int) -> Batch:
@@ -236,6 +238,12 @@ class PrunedModel:
             return FastBatch(self._rules, told, images, compiled)
         return Batch([Decisions(self._rules, told) for _ in range(images)])
 
+    def _accelerate(self) -> Sequence[FastLayer]:
+        rows = [row.layers for row in self._program.in_rows]
+        compiled = fast.accelerate(self.layers, self._rules, rows)
+        self._program.chains, self._program.kernels = compiled.chains, compiled.kernels
+        return compiled.layers
+
     def _accelerated(self) -> Sequence[FastLayer]:
         """What is compiled; the first call finds out whether numba is there."""
         compiled = self._compiled
@@ -243,7 +251,7 @@ class PrunedModel:
             compiled = ()
             try:
                 if fast.available():
-                    compiled = fast.accelerate(self.layers, self._rules)
+                    compiled = self._accelerate()
             except ArtifactError as error:
                 _log.warning("not accelerated: %s", error)
                 self.use(())  # that was measured with it
@@ -279,10 +287,12 @@ class PrunedModel:
             raise ValueError(f"x must have the shape {('B', *shape)} (got {tuple(x.shape)})")
 
     def _budget(self, number: float | None) -> Budget:
+        if number is None:
+            return self._own_budget
         least = self.spec.budget.alpha
-        if number is not None and not least <= number <= 1.0:
+        if not least <= number <= 1.0:
             raise ValueError(f"budget must be from {least:g} to 1 (got {number!r})")
-        if number is not None and self.spec.policy.kind == "none":
+        if self.spec.policy.kind == "none":
             raise ValueError("this model has no runtime agent: its compute is fixed")
         return call_budget(self.spec, self._rules.costs, number)
 

@@ -11,16 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlprune.deploy.checks import MOST
+from rlprune.deploy.arguments import (
+    geometry_of,
+    layer_of,
+    misshapen,
+    references,
+    runs_of,
+    value_of,
+)
 from rlprune.deploy.decide import Batch, Decisions, Positions
-from rlprune.deploy.layer import GatedLayer, Geometry, column_positions, stored_places
+from rlprune.deploy.layer import GatedLayer, column_positions, stored_places
 from rlprune.deploy.operations import OPERATIONS
 from rlprune.deploy.spec import ModelSpec, Node, Run
 from rlprune.errors import ArtifactError
@@ -49,6 +56,19 @@ class Pass:
         return self.batch.images[0].kept[layer] if self.mode == GATHERED else None
 
 
+class InRow(NamedTuple):
+    """Layers of which each reads the one before and nothing else.
+
+    Attributes:
+        first, last: calls of the program that they stand for, ReLUs included.
+        layers: two or more.
+    """
+
+    first: int
+    last: int
+    layers: tuple[int, ...]
+
+
 class Program:
     """Runs a model's program.
 
@@ -73,10 +93,17 @@ class Program:
         called = [node.target for node in spec.program if node.kind == "gated"]
         if called != list(range(len(layers))):
             raise ArtifactError("program: must call each layer once, in order. Export it again.")
-        self._reads = [_references([node.args, node.kwargs]) for node in spec.program]
+        self._reads = [references([node.args, node.kwargs]) for node in spec.program]
         self._steps = [self._step(node, at) for at, node in enumerate(spec.program)]
         last = {value: at for at, values in enumerate(self._reads) for value in values}
         self._done = [[value for value in last if last[value] == at] for at in range(len(kinds))]
+        #: Layers of which each reads the one before and nothing else, two or more; each with
+        #: the first and the last call of the program that such a row stands for.
+        self.in_rows = self._in_rows()
+        #: What computes such a row at once for one image, by its first layer.
+        self.chains: Mapping[int, Any] = {}
+        #: The compiled functions; None: nothing is compiled.
+        self.kernels: Any = None
 
     def run(self, images: Tensor, batch: Batch, mode: str) -> Tensor:
         """Scores [B, K] of normalised images [B, C, H, W].
@@ -87,10 +114,14 @@ class Program:
         """
         now = Pass(batch, mode, [])
         now.values.append(images)
+        ends = self._ends() if mode == GATHERED else {}
         try:
-            for at, step in enumerate(self._steps[1:], start=1):
-                now.values.append(step(now))
-                for value in self._done[at]:
+            while (at := len(now.values)) < len(self._steps):
+                if at in ends:
+                    self._leap(now, at, ends[at])
+                else:
+                    now.values.append(self._steps[at](now))
+                for value in self._done[len(now.values) - 1]:
                     now.values[value] = None  # memory that is still in the cache is used again
         except _FAILURES as error:
             raise self._failed(len(now.values), error) from error
@@ -98,6 +129,54 @@ class Program:
         if not isinstance(result, Tensor) or tuple(result.shape) != expected:
             raise ArtifactError(f"program: its output has not the shape {expected}. Export again.")
         return result
+
+    def _ends(self) -> dict[int, InRow]:
+        """The rows that are computed at once, by their first calls."""
+        return {
+            row.first: row
+            for row in self.in_rows
+            if (chain := self.chains.get(row.layers[0])) is not None and chain.intact
+        }
+
+    def _leap(self, now: Pass, at: int, row: InRow) -> None:
+        """Computes a row; the values between are never there."""
+        x = now.values[self._reads[at][0]]
+        result = self.chains[row.layers[0]](x, now.batch.images[0])
+        now.values += [None] * (row.last - at)
+        now.values.append(result)
+
+    def _in_rows(self) -> tuple[InRow, ...]:
+        """See the attribute."""
+        rows, at = [], 0
+        while at < len(self.spec.program):
+            if self.spec.program[at].kind == "gated":
+                row = self._row_from(at)
+                at = row.last
+                if len(row.layers) > 1:
+                    rows.append(row)
+            at += 1
+        return tuple(rows)
+
+    def _row_from(self, first: int) -> InRow:
+        """The longest row that begins with a call."""
+        nodes, at, last = self.spec.program, first, first
+        layers = [int(str(nodes[first].target))]
+        while True:
+            if at + 1 < len(nodes) and self._relu_in_place(nodes[at + 1]) and self._only(at):
+                at += 1
+            last = at
+            following = nodes[at + 1] if at + 1 < len(nodes) else None
+            if following is None or following.kind != "gated" or not self._only(at):
+                return InRow(first, last, tuple(layers))
+            layer = self.layers[int(str(following.target))]
+            if [run.layer for run in layer.runs] != [layers[-1]]:
+                return InRow(first, last, tuple(layers))
+            layers.append(layer.index)
+            at += 1
+
+    def _only(self, at: int) -> bool:
+        """Whether the next call is all that reads a value."""
+        return self._reads[at + 1] == [at] and sum(r.count(at) for r in self._reads) == 1
 
     def _failed(self, at: int, error: Exception) -> ArtifactError:
         node = self.spec.program[at]
@@ -118,7 +197,7 @@ class Program:
             "affine": self._affine,
             "expand": self._expand,
             "call": self._call,
-            "output": lambda node: _value(node.args[0]),
+            "output": lambda node: value_of(node.args[0]),
         }
         if node.kind == "input":
             if at != 0:
@@ -138,7 +217,7 @@ class Program:
         index = node.target
         if not isinstance(index, int) or not 0 <= index < len(self.layers):
             raise ArtifactError(f"program: there is no layer {index!r}. Export it again.")
-        layer, x = self.layers[index], _value(node.args[0])
+        layer, x = self.layers[index], value_of(node.args[0])
 
         def run(now: Pass) -> Tensor:
             if now.mode == GATHERED:
@@ -148,10 +227,10 @@ class Program:
         return run
 
     def _follower(self, node: Node) -> Callable[[Pass], Tensor]:
-        geometry, producer, x = _geometry(node), _layer_of(node, self.spec), _value(node.args[0])
+        geometry, producer, x = geometry_of(node), layer_of(node, self.spec), value_of(node.args[0])
         weight, bias = self._pair(node, 4, 1)
         if len(weight) != self.spec.layers[producer].stored:
-            raise _misshapen(node, weight)
+            raise misshapen(node, weight)
 
         def run(now: Pass) -> Tensor:
             kept = now.kept(producer)
@@ -164,8 +243,8 @@ class Program:
         return run
 
     def _convolution(self, node: Node) -> Callable[[Pass], Tensor]:
-        geometry, x = _geometry(node), _value(node.args[0])
-        groups, runs = int(node.kwargs["groups"]), _runs(node, self.spec)
+        geometry, x = geometry_of(node), value_of(node.args[0])
+        groups, runs = int(node.kwargs["groups"]), runs_of(node, self.spec)
         weight, bias = self._pair(node, 4, sum(run.channels for run in runs) // max(groups, 1))
 
         def run(now: Pass) -> Tensor:
@@ -176,27 +255,46 @@ class Program:
         return run
 
     def _linear(self, node: Node) -> Callable[[Pass], Tensor]:
-        x, runs, each = _value(node.args[0]), _runs(node, self.spec), int(node.kwargs["each"])
+        x, runs, each = value_of(node.args[0]), runs_of(node, self.spec), int(node.kwargs["each"])
         weight, bias = self._pair(node, 2, sum(run.channels for run in runs) * each)
+        by_inputs = weight.t().contiguous().numpy(), bias.contiguous().numpy()
 
         def run(now: Pass) -> Tensor:
-            columns = column_positions(runs, now.kept)
+            columns, given = column_positions(runs, now.kept), x(now)
             if columns is None:
-                return F.linear(x(now), weight, bias)
+                return F.linear(given, weight, bias)
             if each > 1:
                 columns = (columns[:, None] * each + np.arange(each)).ravel()
-            return F.linear(x(now), weight.index_select(1, torch.from_numpy(columns)), bias)
+            if self.kernels is not None and _single(given, len(columns)):
+                return torch.from_numpy(
+                    self.kernels.classify(given[0].numpy(), columns, *by_inputs)
+                ).unsqueeze(0)
+            return F.linear(given, weight.index_select(1, torch.from_numpy(columns)), bias)
+
+        return run
+
+    def _average(self, x: Callable[[Pass], Any]) -> Callable[[Pass], Any]:
+        """The average over all pixels."""
+
+        def run(now: Pass) -> Any:
+            given = x(now)
+            fits = given.dim() == 4 and given.dtype == torch.float32
+            if now.mode != GATHERED or self.kernels is None or not fits:
+                return F.adaptive_avg_pool2d(given, 1)
+            rows = np.ascontiguousarray(given.numpy().transpose(0, 2, 3, 1))
+            found = self.kernels.average(rows.reshape(-1, rows.shape[-1]))
+            return torch.from_numpy(found).view(1, -1, 1, 1)
 
         return run
 
     def _affine(self, node: Node) -> Callable[[Pass], Tensor]:
         scale, shift = self._pair(node, 1)
-        x = _value(node.args[0])
+        x = value_of(node.args[0])
         return lambda now: torch.addcmul(shift[:, None, None], x(now), scale[:, None, None])
 
     def _expand(self, node: Node) -> Callable[[Pass], Tensor]:
         """Puts the channels of layers at their places in a stream of all channels."""
-        x, runs, each = _value(node.args[0]), _runs(node, self.spec), int(node.kwargs["each"])
+        x, runs, each = value_of(node.args[0]), runs_of(node, self.spec), int(node.kwargs["each"])
         places = [self._places(run) for run in runs]
         total = sum(run.channels for run in runs)
         starts = np.cumsum([0] + [run.channels for run in runs[:-1]])
@@ -231,20 +329,36 @@ class Program:
                 f"program: unknown operation {node.target!r}. The file is damaged, or made by "
                 "a later version of rlprune: update it."
             )
-        args = [_value(value) for value in node.args]
+        args = [value_of(value) for value in node.args]
         if self._relu_in_place(node):
-            return lambda now: torch.relu_(args[0](now))
-        kwargs = {name: _value(value) for name, value in node.kwargs.items()}
+            return self._relu(node, args[0])
+        if node.target == "adaptive_avg_pool2d" and _to_one_pixel(node):
+            return self._average(args[0])
+        kwargs = {name: value_of(value) for name, value in node.kwargs.items()}
 
         def run(now: Pass) -> Any:
             return function(*(a(now) for a in args), **{k: v(now) for k, v in kwargs.items()})
 
         return run
 
+    def _relu(self, node: Node, x: Callable[[Pass], Any]) -> Callable[[Pass], Any]:
+        """In place; a compiled layer has done it already."""
+        producer = self.spec.program[references(node.args)[0]]
+        if producer.kind != "gated":
+            return lambda now: torch.relu_(x(now))
+        layer = self.layers[int(str(producer.target))]
+        layer.rectified = True
+
+        def run(now: Pass) -> Any:
+            done = now.mode == GATHERED and getattr(layer.fast, "rectified", False)
+            return x(now) if done else torch.relu_(x(now))
+
+        return run
+
     def _relu_in_place(self, node: Node) -> bool:
         """Whether a call is a ReLU of a new tensor that nobody else reads."""
         plain = len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
-        read = _references(node.args)
+        read = references(node.args)
         if node.target != "relu" or not plain or len(read) != 1:
             return False
         if sum(reads.count(read[0]) for reads in self._reads) != 1:
@@ -261,8 +375,19 @@ class Program:
             raise ArtifactError(f"{error.args[0]}: missing. Export the model again.") from None
         right = weight.dim() == dims and tuple(bias.shape) == (len(weight),)
         if not right or (width is not None and weight.shape[1] != width):
-            raise _misshapen(node, weight)
+            raise misshapen(node, weight)
         return weight, bias
+
+
+def _to_one_pixel(node: Node) -> bool:
+    sizes = [*node.args[1:], *node.kwargs.values()]
+    known = len(node.args) == 2 or list(node.kwargs) == ["output_size"]
+    return known and sizes in ([1], [[1, 1]], [(1, 1)])
+
+
+def _single(x: Tensor, numbers: int) -> bool:
+    """Whether compiled code can read a row of so many numbers."""
+    return x.shape == (1, numbers) and x.dtype == torch.float32 and x.is_contiguous()
 
 
 def masks(decisions: Sequence[Decisions], layer: int, stored: int) -> Tensor:
@@ -274,84 +399,3 @@ def masks(decisions: Sequence[Decisions], layer: int, stored: int) -> Tensor:
             keep[row] = False
             keep[row, kept] = True
     return torch.from_numpy(keep)
-
-
-# --- arguments ------------------------------------------------------------------------------
-
-
-def _references(value: Any) -> list[int]:
-    """Nodes that an argument refers to, at any depth."""
-    if isinstance(value, Mapping):
-        if set(value) == {"r"}:
-            return [value["r"]] if isinstance(value["r"], int) else [-1]
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [reference for item in value for reference in _references(item)]
-    return []
-
-
-def _value(value: Any) -> Callable[[Pass], Any]:
-    """How an argument is found during a pass."""
-    if isinstance(value, Mapping) and set(value) == {"s"}:
-        cut = _slice(value["s"])
-        return lambda now: cut
-    if isinstance(value, Mapping):
-        position = value.get("r")
-        if not isinstance(position, int):
-            raise ArtifactError("program: a damaged argument. Export the model again.")
-        return lambda now: now.values[position]
-    if isinstance(value, list):
-        parts = [_value(item) for item in value]
-        return lambda now: [part(now) for part in parts]
-    return lambda now: value
-
-
-def _slice(ends: Any) -> slice:
-    plain = isinstance(ends, list) and len(ends) == 3
-    if not plain or not all(end is None or isinstance(end, int) for end in ends):
-        raise ArtifactError("program: a damaged slice. Export the model again.")
-    return slice(*ends)
-
-
-def _misshapen(node: Node, weight: Tensor) -> ArtifactError:
-    return ArtifactError(
-        f"{node.target}.weight: the shape {tuple(weight.shape)} does not fit the program. "
-        "The file is damaged or was edited; export it again."
-    )
-
-
-def _geometry(node: Node) -> Geometry:
-    try:
-        pairs = (node.kwargs[name] for name in Geometry._fields)
-        return Geometry(*((int(pair[0]), int(pair[1])) for pair in pairs))
-    except (KeyError, TypeError, ValueError, IndexError):
-        raise ArtifactError("program: a damaged convolution. Export the model again.") from None
-
-
-def _layer_of(node: Node, spec: ModelSpec) -> int:
-    layer = node.kwargs.get("layer")
-    if not isinstance(layer, int) or not 0 <= layer < len(spec.layers):
-        raise ArtifactError(f"program: there is no layer {layer!r}. Export the model again.")
-    return layer
-
-
-def _runs(node: Node, spec: ModelSpec) -> tuple[Run, ...]:
-    """Who provides a consumer's channels; runs of layers count what is stored of them."""
-    given = node.kwargs.get("runs")
-    runs = []
-    for pair in given if isinstance(given, list) else []:
-        layer, channels = pair if isinstance(pair, list) and len(pair) == 2 else (-1, 0)
-        known = layer is None or (isinstance(layer, int) and 0 <= layer < len(spec.layers))
-        if not known or not isinstance(channels, int) or not 1 <= channels <= MOST:
-            raise ArtifactError("program: damaged channel runs. Export the model again.")
-        runs.append(Run(layer, channels))
-    each = node.kwargs.get("each", 1)
-    total = sum(run.channels for run in runs)
-    if not isinstance(each, int) or each < 1 or not 1 <= total * each <= MOST:
-        raise ArtifactError("program: damaged channel runs. Export the model again.")
-    return tuple(
-        run
-        if node.kind == "expand" or run.layer is None
-        else Run(run.layer, spec.layers[run.layer].stored)
-        for run in runs
-    )

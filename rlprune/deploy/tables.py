@@ -1,74 +1,129 @@
-"""A layer's numbers as the compiled functions read them, in the order of their arguments.
+"""A layer's numbers as the compiled functions read them.
 
 Legend: S stored channels, I stored input channels, T layers, r rank, h the agent's width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
-from rlprune.deploy.decide import Positions, Rules
+from rlprune.deploy.decide import Positions, Rules, Single
 from rlprune.deploy.layer import GatedLayer
 from rlprune.errors import ArtifactError
 
+_GROUP = 16  # of kernels.filters
 
-def rules_of(layer: GatedLayer, rules: Rules, kernels: Any) -> tuple[Any, ...]:
-    """Arguments ``shape``, ``rules`` and ``terms`` of the kernels.
 
-    Args:
-        layer: with an importance predictor.
-        rules: of the model.
-        kernels: the module, for the places in them.
+@dataclass(frozen=True)
+class Arrays:
+    """The numbers of a layer.
+
+    Attributes:
+        shape, rules, terms: see ``kernels.places``.
+        filters: [S, k, I].
+        table: the same, [k, I, S'], zeros from S on: choosing outputs runs along memory here.
+        code: [I, r]; r is 0 where the predictor is a whole matrix.
+        predictor: [I, S] or [r, S].
+        channel: see ``kernels.places``, [6, S].
+        votes: [2, S]; see ``kernels.choose_all``, as for the next two.
+        encoder: [5 + I + S + 1, h].
+        agent: [2 h + 2, h].
     """
-    return (_shape(layer, rules, kernels), *_costs(layer, rules, kernels))
+
+    shape: Positions
+    rules: Any
+    terms: Any
+    filters: Single
+    table: Single
+    code: Single
+    predictor: Single
+    channel: Single
+    votes: Positions
+    encoder: Single
+    agent: Single
+
+    @classmethod
+    def of(cls, layer: GatedLayer, rules: Rules, places: Any) -> Arrays:
+        """The arrays of a layer.
+
+        Args:
+            layer: with an importance predictor.
+            rules: of the model.
+            places: the module ``kernels.places`` (importing it here would load numba).
+        """
+        filters = layer.filter.permute(0, 2, 3, 1).contiguous()
+        rows = filters.view(layer.spec.stored, -1, layer.inputs).numpy()
+        whole = -(-layer.spec.stored // _GROUP) * _GROUP
+        table = np.zeros((rows.shape[1], layer.inputs, whole), dtype=np.float32)
+        table[..., : layer.spec.stored] = rows.transpose(1, 2, 0)
+        known = (_shape(layer, rules, places), *_costs(layer, rules, places), rows, table)
+        own = (*_predictor(layer), _channel(layer), rules.votes(layer.index))
+        return cls(*map(np.ascontiguousarray, (*known, *own, *_agent(layer, rules))))
+
+    def job(
+        self, places: Any, sizes: Positions, starts: Positions, taps: Positions, pixels: int
+    ) -> Positions:
+        """A row of ``jobs`` for an input of one size; it is good as long as all arrays live.
+
+        Args:
+            places: see :meth:`of`.
+            sizes: see ``kernels.places``.
+            starts, taps, pixels: see ``kernels.convolve``.
+        """
+        job = np.zeros(places.JOB, dtype=np.int64)
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, array in (own | {"sizes": sizes, "starts": starts, "taps": taps}).items():
+            whole = name in ("shape", "votes", "sizes", "starts", "taps")
+            double = name in ("rules", "terms")
+            kind = np.int64 if whole else np.float64 if double else np.float32
+            if array.dtype != kind or not array.flags.c_contiguous:
+                raise RuntimeError(f"{name}: compiled code would misread {array.dtype}")
+            job[getattr(places, f"{name.upper()}_AT")] = array.ctypes.data
+        stored, count, inputs = self.filters.shape
+        job[places.LAYERS], job[places.STORED] = self.terms.shape[1], stored
+        job[places.TABLE_WIDTH], job[places.INPUTS] = self.table.shape[2], inputs
+        job[places.TAPS], job[places.RANK] = count, self.code.shape[1]
+        job[places.HIDDEN], job[places.STARTS] = self.agent.shape[1], len(starts)
+        job[places.PIXELS] = pixels
+        return job
 
 
-def weights_of(layer: GatedLayer) -> tuple[Any, ...]:
-    """Arguments ``filters``, ``code``, ``predictor`` and ``channel``."""
-    filters = layer.filter.permute(0, 2, 3, 1).contiguous()
-    rows = filters.view(layer.spec.stored, -1, layer.inputs).numpy()
-    return (rows, *_predictor(layer), _channel(layer))
-
-
-def policy_of(layer: GatedLayer, rules: Rules) -> tuple[Any, ...]:
-    """Arguments ``votes``, ``encoder`` and ``agent``."""
-    return (rules.votes(layer.index), *_agent(layer, rules))
-
-
-def _shape(layer: GatedLayer, rules: Rules, kernels: Any) -> Positions:
+def _shape(layer: GatedLayer, rules: Rules, places: Any) -> Positions:
     spec, policy = layer.spec, rules.spec.policy
-    shape = np.zeros(kernels.SHAPE, dtype=np.int64)
-    shape[kernels.LAYER] = layer.index
-    shape[kernels.CHANNELS] = spec.channels
-    shape[kernels.IN_CHANNELS] = spec.in_channels
-    shape[kernels.VOTES] = spec.static_votes
-    shape[kernels.PERMANENT] = rules.spec.budget.tradeoff == "permanent"
-    shape[kernels.DECIDES] = policy.kind != "none"
-    shape[kernels.AGENT] = policy.kind == "agent"
-    shape[kernels.CHANGE] = policy.action == "change"
-    shape[kernels.PROJECTED] = policy.projected
+    shape = np.zeros(places.SHAPE, dtype=np.int64)
+    shape[places.LAYER] = layer.index
+    shape[places.CHANNELS] = spec.channels
+    shape[places.IN_CHANNELS] = spec.in_channels
+    shape[places.VOTES] = spec.static_votes
+    shape[places.PERMANENT] = rules.spec.budget.tradeoff == "permanent"
+    shape[places.DECIDES] = policy.kind != "none"
+    shape[places.AGENT] = policy.kind == "agent"
+    shape[places.CHANGE] = policy.action == "change"
+    shape[places.PROJECTED] = policy.projected
+    shape[places.RECTIFIED] = layer.rectified
     return shape
 
 
-def _costs(layer: GatedLayer, rules: Rules, kernels: Any) -> tuple[Any, Any]:
+def _costs(layer: GatedLayer, rules: Rules, places: Any) -> tuple[Any, Any]:
     costs, t = rules.costs.at_layer(layer.index), layer.index
-    numbers = np.zeros(kernels.RULES)
-    numbers[kernels.RATE] = rules.spec.budget.tradeoff_rate
-    numbers[kernels.ALPHA] = rules.spec.budget.alpha
-    numbers[kernels.OFFSET] = 0.0 if rules.agent is None else rules.agent.offset
-    numbers[kernels.LINEAR] = costs.linear
-    numbers[kernels.SLOPE_AFTER] = costs.slope_after
-    numbers[kernels.LEAST] = costs.least
-    numbers[kernels.LEAST_AFTER] = costs.least_after
-    numbers[kernels.LINEAR_AFTER] = costs.linear_after
-    numbers[kernels.SQUARE_AFTER] = costs.square_after
+    numbers = np.zeros(places.RULES)
+    numbers[places.RATE] = rules.spec.budget.tradeoff_rate
+    numbers[places.ALPHA] = rules.spec.budget.alpha
+    numbers[places.OFFSET] = 0.0 if rules.agent is None else rules.agent.offset
+    numbers[places.LINEAR] = costs.linear
+    numbers[places.SLOPE_AFTER] = costs.slope_after
+    numbers[places.LEAST] = costs.least
+    numbers[places.LEAST_AFTER] = costs.least_after
+    numbers[places.LINEAR_AFTER] = costs.linear_after
+    numbers[places.SQUARE_AFTER] = costs.square_after
     terms = np.zeros((3, len(rules.spec.layers)))
-    terms[kernels.EACH, :t] = costs.each
-    terms[kernels.LEAST_TERMS, :t] = costs.least_terms
-    terms[kernels.WIDE_TERMS, :t] = costs.wide_terms
+    terms[places.EACH, :t] = costs.each
+    terms[places.LEAST_TERMS, :t] = costs.least_terms
+    terms[places.WIDE_TERMS, :t] = costs.wide_terms
     return numbers, terms
 
 

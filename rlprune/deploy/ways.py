@@ -1,7 +1,7 @@
 """Which way a call of a model takes: as measured on this machine, else the usual way.
 
-- One image computes its own channels alone; each layer as a convolution, or as a product of
-  matrices with the unfolded input ("gathered").
+- One image computes its own channels alone; each layer by the compiled convolution or by
+  torch's ("gathered").
 - A batch goes image after image in that way, or all images at once, with everything that is
   stored and zeros in place of what an image prunes ("masked").
 
@@ -13,13 +13,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rlprune.deploy.calibration import BatchTimes, Table
 from rlprune.deploy.layer import GatedLayer
 
 _log = logging.getLogger(__name__)
+_FEW_THREADS = 2
+"""The compiled convolution has one thread: with more than these torch's is taken, unmeasured."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,17 @@ class Ways:
 
     Attributes:
         pairs: for each layer the largest product of computed channels and computed input
-            channels at which its input is unfolded, if there is room for it, [T].
+            channels at which the convolution is the compiled one, [T].
         batches: by budget; empty: the usual.
     """
 
     pairs: tuple[int, ...]
     batches: tuple[BatchTimes, ...] = ()
+
+    @cached_property
+    def limits(self) -> NDArray[np.int64]:
+        """``pairs`` as compiled code reads them."""
+        return np.array(self.pairs, dtype=np.int64)
 
     def masks(self, images: int, budget: float, usual: bool) -> bool:
         """Whether a batch is computed at once.
@@ -59,21 +69,25 @@ class Choice:
 
     def __init__(self, layers: Sequence[GatedLayer], tables: Sequence[Table] = ()) -> None:
         self._usual = Ways(tuple(pairs_at(layer, 1.0) for layer in layers))
+        self._parallel = Ways((0,) * len(layers))
         self._measured = {table.threads: self._ways(table, layers) for table in tables}
         self._warned: set[int] = set()
 
     def _ways(self, table: Table, layers: Sequence[GatedLayer]) -> Ways:
         pairs = tuple(
-            pairs_at(layer, times.product_up_to)
+            pairs_at(layer, times.compiled_up_to)
             for layer, times in zip(layers, table.layers, strict=False)
         )
-        return Ways(pairs or self._usual.pairs, table.batches)
+        return Ways(pairs or self._unmeasured(table.threads).pairs, table.batches)
+
+    def _unmeasured(self, threads: int) -> Ways:
+        return self._usual if threads <= _FEW_THREADS else self._parallel
 
     def now(self) -> Ways:
         """What is chosen in this call."""
-        if not self._measured:
-            return self._usual
         threads = torch.get_num_threads()
+        if not self._measured:
+            return self._unmeasured(threads)
         if threads not in self._measured and threads not in self._warned:
             self._warned.add(threads)
             known = ", ".join(map(str, sorted(self._measured)))
@@ -82,7 +96,7 @@ class Choice:
                 "Add a table with: rlprune calibrate FILE --threads %d",
                 *(known, threads, threads),
             )
-        return self._measured.get(threads, self._usual)
+        return self._measured.get(threads, self._unmeasured(threads))
 
 
 def pairs_at(layer: GatedLayer, share: float) -> int:

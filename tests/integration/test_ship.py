@@ -16,16 +16,15 @@ import yaml
 from conftest import TINY
 from PIL import Image
 from processes import finish, start
+from shipped import all_test_images, masked_scores
 from torch import Tensor
 from typer.testing import CliRunner
 
 from rlprune.cli.main import app
-from rlprune.data import iterate_batches
 from rlprune.deploy import PrunedModel
 from rlprune.errors import ArtifactError
 from rlprune.results import load_rows, write_rows
 from rlprune.results.schema import LATENCY, row_from
-from rlprune.training.methods import with_dial
 from rlprune.training.restore import LearnedRun, load_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,21 +81,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture(scope="module")
 def tested(run: Finished) -> tuple[Tensor, Tensor]:
-    """Normalised test images and labels, all at once."""
-    images = run.learned.images
-    batches = iterate_batches(images.test, len(images.test), None, images.mean, images.std)
-    return next(iter(batches))
-
-
-@torch.no_grad()
-def masked_scores(learned: LearnedRun, rate: float, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores [N, K] and MACs [N] of the network in training, measured at the point again."""
-    point = learned.setup.book.point(rate)
-    measured = learned.program.evaluator.measure(learned.network, learned.method, point)
-    budgets = with_dial(learned.method.book.episodes([point]), measured.dial)
-    one = torch.zeros(len(pixels), dtype=torch.int64)
-    gate = learned.method.gate(learned.network, budgets.select(one))
-    return learned.network(pixels, gate), measured.test.macs
+    return all_test_images(run.learned)
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -389,7 +374,7 @@ def test_the_installed_wheel_runs_with_torch_numpy_and_safetensors(
     done = subprocess.run(
         # -S: without the site-packages folder and its .pth files, so without this checkout
         [sys.executable, "-I", "-S", "-c", INSTALLED, installed, site, *places],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     model = PrunedModel.load(run.files[0.5])

@@ -164,14 +164,14 @@ def test_one_image_of_a_static_model_is_compiled(tmp_path: Path) -> None:
 def test_the_order_is_stable() -> None:
     """Ties keep their order, -0 equals 0, NaN comes last: as NumPy's stable sort."""
     pytest.importorskip("numba", reason="numba is not installed: pip install 'rlprune[fast]'")
-    from rlprune.deploy import kernels
+    from rlprune.deploy.kernels.votes import ascending
 
     scores = np.array([0.5, -0.0, -2.0, np.inf, 0.0, 0.5, -2.0, np.nan, -np.inf, 1e-40], "f4")
-    assert kernels._ascending(scores).tolist() == [8, 2, 6, 1, 4, 9, 0, 5, 3, 7]
+    assert ascending(scores).tolist() == [8, 2, 6, 1, 4, 9, 0, 5, 3, 7]
     scores[7] = -np.nan
-    assert kernels._ascending(scores).tolist() == [8, 2, 6, 1, 4, 9, 0, 5, 3, 7]
+    assert ascending(scores).tolist() == [8, 2, 6, 1, 4, 9, 0, 5, 3, 7]
     many = np.random.default_rng(0).integers(-20, 20, 500).astype(np.float32)
-    np.testing.assert_array_equal(kernels._ascending(many), many.argsort(kind="stable"))
+    np.testing.assert_array_equal(ascending(many), many.argsort(kind="stable"))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -205,3 +205,32 @@ def test_numba_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ArtifactError, match=r"pip install 'rlprune\[fast\]'"):
         PrunedModel.load(file, accelerate=True)
     assert torch.equal(PrunedModel.load(file)(images), expected)
+
+
+def test_layers_that_follow_each_other_are_one_call(tmp_path: Path) -> None:
+    """Unless something else stands in a layer's place; residual streams end a row."""
+    fast, plain = both(Case(m_cifarnet(width=0.25), (3, 32, 32), SETTINGS["paper"]), tmp_path)
+    assert [row.layers for row in fast._program.in_rows] == [tuple(range(8))]
+    images, calls = plain.normalize(torch.randint(0, 256, (1, 3, 32, 32)).to(torch.uint8)), []
+    (chain,) = fast._program.chains.values()
+    chains = [chain, *(layer.fast._alone for layer in fast.layers)]  # type: ignore[union-attr]
+    for one in chains:
+        compute = one._compute
+
+        def run(jobs: Any, *given: Any, compute: Any = compute) -> int:
+            calls.append(len(jobs))
+            return compute(jobs, *given)
+
+        one._compute = run
+    expected = plain(images)
+    torch.testing.assert_close(fast(images), expected, rtol=1e-4, atol=1e-4)
+    assert calls == [8]
+    calls.clear()
+    middle = fast.layers[4]
+    compiled: Any = middle.fast
+    middle.fast = lambda x, image: compiled(x, image)
+    torch.testing.assert_close(fast(images), expected, rtol=1e-4, atol=1e-4)
+    assert calls == [1] * 8
+    case = Case(resnet20(width=0.5), (3, 32, 32), SETTINGS["paper"])
+    rows = [row.layers for row in case.model(tmp_path / "r.safetensors")._program.in_rows]
+    assert len(rows) >= 9 and all(len(row) == 2 for row in rows)
