@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rlprune.report.styles import STYLES
+from rlprune.report.styles import STYLES, Style
 from rlprune.training.catalogue import CATALOGUE
 
 matplotlib.use("Agg")
@@ -183,27 +184,36 @@ def verdict(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _draw(axis: Any, part: pd.DataFrame, cost: str, style: Style) -> None:
+    """One method's means over seeds, a mark for each R_r."""
+    means = part.groupby("R_r")[[cost, "accuracy"]].mean()
+    spread = part.groupby("R_r")["accuracy"].apply(error).fillna(0.0)
+    axis.errorbar(
+        means[cost],
+        means["accuracy"],
+        yerr=spread,
+        fmt=style.point,
+        color=style.color,
+        label=style.label,
+        capsize=2,
+        markersize=7,
+    )
+
+
 def figure(rows: pd.DataFrame, title: str, path: Path) -> None:
-    """Accuracy against MACs, bytes and (where it was timed) latency, one mark per method."""
+    """Accuracy against MACs, bytes and (where it was timed) latency; dense as a line."""
     costs = [name for name in COSTS if name in rows and rows[name].notna().any()]
     drawn, axes = plt.subplots(
         1, len(costs), figsize=(4.6 * len(costs), 4.4), sharey=True, layout="constrained"
     )
     for axis, cost in zip(np.atleast_1d(axes), costs, strict=True):
-        for method, part in rows.groupby("method"):
-            style = STYLES[str(method)]
-            means = part.groupby("R_r")[[cost, "accuracy"]].mean()
-            spread = part.groupby("R_r")["accuracy"].apply(error).fillna(0.0)
-            axis.errorbar(
-                means[cost],
-                means["accuracy"],
-                yerr=spread,
-                fmt=style.point,
-                color=style.color,
-                label=style.label,
-                capsize=2,
-                markersize=7,
-            )
+        for method, style in STYLES.items():
+            part = rows[rows["method"] == method]
+            if method == "dense" and len(part):
+                level = part["accuracy"].mean()
+                axis.axhline(level, color=style.color, linestyle="--", label=style.label)
+            elif len(part):
+                _draw(axis, part, cost, style)
         axis.set_xlabel(COSTS[cost])
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set_ylabel("test accuracy [%]")
