@@ -315,7 +315,7 @@ def test_the_hard_budget_by_hand() -> None:
 def test_the_state_by_hand() -> None:
     trial = RivalTrial(Sequential([10, 20]))
     limits = static_limits(trial.setup, None, None)
-    fixed = amc.layer_features(trial.setup, limits)
+    fixed = amc.layer_features(trial.setup)
     # layer, out, in, height, width, stride, kernel, MACs (4500 of 16200)
     first = [0, 0.5, 0.2, 1, 1, 0.5, 1, 4500 / 16200]
     assert fixed[0].tolist() == pytest.approx(first)

@@ -27,7 +27,7 @@ from rlprune.training.setup import TrialSetup
 _FEATURES = 11
 
 
-def layer_features(setup: TrialSetup, limits: Limits) -> Tensor:
+def layer_features(setup: TrialSetup) -> Tensor:
     """What does not change over episodes, each column scaled to [0, 1]: float64 [T, 8].
 
     Index, output and input channels, height and width, stride, kernel size, MACs.
@@ -102,11 +102,10 @@ def fit(bench: Bench) -> Fitted:
     norm; a few tens of episodes (``methods.search_candidates``). RLlib's new API stack has no
     DDPG, so the agent is a small one of torch (:mod:`rlprune.training.rivals.ddpg`).
     """
-    limits = static_limits(
-        bench.setup, bench.point.compute_max or bench.point.compute_mean, bench.point.storage_bytes
-    )
+    macs = [m for m in (bench.point.compute_max, bench.point.compute_mean) if m is not None]
+    limits = static_limits(bench.setup, min(macs, default=None), bench.point.storage_bytes)
     scores = tuple(part.abs().sum(1).cpu() for part in filters_of(bench.network))
-    fixed, alpha = layer_features(bench.setup, limits), bench.setup.config.pruning.alpha
+    fixed, alpha = layer_features(bench.setup), bench.setup.config.pruning.alpha
     agent = DDPG(_FEATURES, alpha, bench.generator(2))
     warmup = max(1, bench.candidates // 4)
     best: tuple[float, Tensor] | None = None
