@@ -1,5 +1,7 @@
 """The learned policy and the simple methods beside it, behind one interface (no Ray here).
 
+The published ones are in :mod:`rlprune.training.rivals`; facts of all in ``catalogue``.
+
 | method | runtime ratios | static ratios | ships |
 | --- | --- | --- | --- |
 | learned | runtime agent | static agent | predictors and agent |

@@ -15,6 +15,7 @@ from rlprune.config import config_from_dict
 from rlprune.errors import ConfigError
 from rlprune.pruning import GatedNetwork
 from rlprune.training import setup as trial_setup
+from rlprune.training.cnn import CnnSchedule, CnnTrainer
 from rlprune.training.rivals import amc, dependency, legr
 from rlprune.training.rivals.bench import Bench
 from rlprune.training.rivals.ddpg import DDPG, Transition
@@ -142,6 +143,20 @@ def test_penalty_and_its_gradient_by_hand() -> None:
     assert float(penalty.detach()) == pytest.approx(0.1 * 3.75)
     assert network.layers[0].runtime_predictor.bias.grad.tolist() == pytest.approx([-0.1, 0.1])
     assert [part.tolist() for part in scales_of(network)] == [[2, 0.5], [1, 0, 0.25]]
+
+
+def test_training_with_the_penalty_shrinks_the_scales() -> None:
+    """The gate's term is part of the loss that is trained: without it they stay where they are."""
+    left = {}
+    for weight in (0.0, 10.0):
+        trial = RivalTrial()
+        schedule = CnnSchedule(0.02, 12, 12, 40.0, 0.0)
+        trainer = CnnTrainer(trial.network, trial.images, schedule, [0], ("static_importance",))
+        before = sum(float(part.sum()) for part in scales_of(trial.network))
+        gate = SparsityGate(trial.network, weight)
+        trainer.run(12, lambda *_, gate=gate: gate)
+        left[weight] = sum(float(part.sum()) for part in scales_of(trial.network)) / before
+    assert left[10.0] < 0.9 < left[0.0]
 
 
 @torch.no_grad()
