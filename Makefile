@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-cluster lint clean
+.PHONY: help install quickstart compare test test-cluster lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: $(STAMP)  ## Prune a small CNN on scikit-learn's digits and show the table (ARGS=... passed on)
 	$(BIN)/rlprune quickstart $(ARGS)
+
+compare: $(STAMP)  ## Every method on a little of Fashion-MNIST at budget 0.5: table and figure (resumes)
+	$(BIN)/rlprune train analysis/comparison/small.yaml --out runs/compare $(if $(wildcard runs/compare/config.yaml),--resume) $(ARGS)
+	$(BIN)/python analysis/comparison/tables.py runs/compare
 
 lint: $(STAMP)  ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff check .

@@ -33,7 +33,20 @@ DatasetName = Literal["digits", "fashion_mnist", "cifar10", "imagefolder", "parq
 BackboneName = Literal[
     "m_cifarnet", "resnet20", "resnet32", "resnet56", "vgg16_bn", "resnet18", "mobilenet_v2"
 ]
-BaselineName = Literal["dense", "uniform", "static_l1", "random", "cascade"]
+BaselineName = Literal[
+    "dense",
+    "uniform",
+    "static_l1",
+    "random",
+    "cascade",
+    "fpgm",
+    "slimming",
+    "torch_pruning",
+    "legr",
+    "amc",
+    "fbs",
+    "rnp",
+]
 Budget = float | str
 """A budget: see :class:`BudgetConfig`."""
 
@@ -252,7 +265,7 @@ class EvaluationConfig:
         tradeoff_rates: the R_r values; training samples from them too.
         budgets: further numbers s at which to evaluate (each replaces every budget that
             is itself a number s); empty: only the configured budgets.
-        baselines: which simple methods stand beside the learned policy. ``cascade`` needs
+        baselines: which methods stand beside the learned policy. ``cascade`` needs
             ``budgets.compute_mean`` and an R_r above 0, at which alone it is measured.
         random_candidates: N of the ``random`` baseline (best of N on validation).
         batchnorm_images: training images for re-estimating BatchNorm statistics per point.
@@ -268,6 +281,25 @@ class EvaluationConfig:
     batchnorm_images: AtLeastOne = 2048
     batch_size: AtLeastOne = 250
     every_round: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MethodConfig:
+    """Hyper-parameters of the published methods among ``evaluation.baselines``.
+
+    Attributes:
+        search_candidates: candidates that each method which searches (``legr``, ``amc``) may
+            measure on the validation images before fine-tuning.
+        slimming_penalty: lambda, weight of the BatchNorm scales' L1 norm while ``slimming``
+            trains them towards zero.
+        fbs_penalty: lambda, weight of the saliencies' L1 norm in the loss of ``fbs``.
+        rnp_price: what a group of channels costs ``rnp``, in nats (the paper's -p).
+    """
+
+    search_candidates: AtLeastOne = 40
+    slimming_penalty: Annotated[float, Field(ge=0.0)] = 1e-4
+    fbs_penalty: Annotated[float, Field(ge=0.0)] = 1e-8
+    rnp_price: Annotated[float, Field(ge=0.0)] = 0.01
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -303,6 +335,7 @@ class TrialConfig:
     rollouts: RolloutConfig = RolloutConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    methods: MethodConfig = MethodConfig()
     resources: ResourceConfig = ResourceConfig()
 
 

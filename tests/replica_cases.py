@@ -35,6 +35,9 @@ PHASES = (
     "static_l1",
     "dense",
     cascade.SMALL,
+    "slimming_sparse",
+    "rnp_random",
+    "fbs",
 )
 
 

@@ -105,12 +105,14 @@ class AgentSize:
         parameters: of everything shared by the layers.
         parameters_per_layer: beside the encoder's weights (its bias, context inputs).
         macs_per_layer: of recurrence and head, per image.
+        reads_importance: whether the encoder reads u_r; False: the pooled input alone.
     """
 
     encoder_width: int
     parameters: int
     parameters_per_layer: int
     macs_per_layer: int
+    reads_importance: bool = True
 
 
 class _Accumulator:
@@ -211,7 +213,7 @@ class CostModel:
                 count.linear[layer.index] += 3 + 2 * self.design.has_width_affine(layer)
             if agent is not None:
                 count.read(layer.in_sources, agent.encoder_width, None)
-                count.linear[layer.index] += agent.encoder_width
+                count.linear[layer.index] += agent.encoder_width * agent.reads_importance
                 count.constant += agent.parameters_per_layer
         for follower in self.graph.followers:
             count.linear[follower.producer] += _area(follower.kernel_size) + 1
@@ -259,7 +261,8 @@ class CostModel:
         """
         s = stored.double()
         runs = agent_runs.double().unsqueeze(1)
-        width = 0 if self.agent is None else self.agent.encoder_width
+        agent = self.agent
+        width = 0 if agent is None else agent.encoder_width * agent.reads_importance
         linear = self._macs.linear + self._code_macs.linear + s @ self._predictor_macs.pairwise.T
         linear = linear + runs * self._agent_macs.linear
         constant = self._macs.constant + self._code_macs.constant

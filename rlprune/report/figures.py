@@ -28,8 +28,8 @@ _SETTING = ("compute_max_budget_macs", "compute_mean_budget_macs", "budget_s")
 def tradeoff_figure(df: pd.DataFrame, path: str | Path) -> Path:
     """Draws test accuracy [%] and storage [KB = 1000 bytes] against the tradeoff rate R_r.
 
-    Lines for methods with an R_r, horizontal lines for dense and static_l1, the storage
-    budget dotted. Several seeds become their mean with standard errors, n in the legend.
+    Lines for methods with an R_r, horizontal lines for those without, the storage budget
+    dotted. Several seeds become their mean with standard errors, n in the legend.
     Several compute budgets become one row of panels each. Earlier steps are left out.
 
     Args:

@@ -78,4 +78,13 @@ STYLES = {
     "dense": Style(
         "dense, nothing pruned", "#333333", "#d5d9de", "star-open", "*", 1.5, 2, line="--"
     ),
+    "fbs": Style("FBS", "#b5442e", "#ef8468", "triangle-down-open", "v", 1.5, 3, marker="v"),
+    "rnp": Style("RNP", "#7a5c00", "#d8b443", "triangle-left-open", "<", 1.5, 3, marker="<"),
+    "fpgm": Style("FPGM", "#3d5a80", "#8fb1da", "hexagon-open", "h", 1.5, 3, line="-."),
+    "slimming": Style("slimming", "#00808a", "#4cc7d1", "hourglass-open", "X", 1.5, 3, line="-."),
+    "torch_pruning": Style(
+        "Torch-Pruning", "#5b3a29", "#c29a84", "triangle-right-open", ">", 1.5, 3, line="-."
+    ),
+    "legr": Style("LeGR", "#6b8e23", "#aecb6e", "diamond-tall-open", "d", 1.5, 3, line="-."),
+    "amc": Style("AMC", "#d1495b", "#f29aa6", "octagon-open", "8", 1.5, 3, line="-."),
 }

@@ -45,13 +45,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("experiment", _STR, "", "name of the run or sweep"),
     Column("trial", _STR, "", "name of the trial, unique in its experiment"),
     Column("step", _INT, "iterations", "training iteration of the trial when measured"),
-    Column("method", _STR, "", "learned, dense, uniform, static_l1, random or cascade"),
+    Column("method", _STR, "", "learned, or a method that stands beside it: see METHODS"),
     Column("seed", _INT, "", "seed of the trial"),
     Column("backbone", _STR, "", "name of the network, or its package.module:factory"),
     Column("width", _FLOAT, "", "multiplier of the network's channels"),
     Column("dataset", _STR, "", "name of the image set"),
     Column("tradeoff", _STR, "", "trade-off rule, permanent or paper (Eq. 4-5)"),
-    Column("tradeoff_rate", _FLOAT, _FRACTION, "R_r; null for dense and static_l1", True),
+    Column("tradeoff_rate", _FLOAT, _FRACTION, "R_r; null where a method has none", True),
     Column("budget_s", _FLOAT, _FRACTION, "s if the point was at a swept s, else null", True),
     Column("storage_budget_bytes", _FLOAT, _BYTES, "most bytes stored; null = none", True),
     Column("compute_max_budget_macs", _FLOAT, _MACS, "most for any image; null = none", True),
@@ -88,8 +88,10 @@ COLUMNS: tuple[Column, ...] = (
         _FRACTION,
         "per layer: channels not permanently pruned (cascade: of the network with more)",
     ),
-    Column("rl_updates", _INT, "updates", "PPO updates of the agents so far"),
-    Column("rollouts", _INT, "episodes", "rollouts (one image each) of the agents so far"),
+    Column("rl_updates", _INT, "updates", "updates of the method's agents so far"),
+    Column(
+        "rollouts", _INT, "episodes", "rollouts of the agents so far; of a search: candidates tried"
+    ),
     Column("training_images", _INT, "images", "images the CNN has processed, all phases"),
     Column(
         "finetune_images",

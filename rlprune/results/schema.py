@@ -28,7 +28,21 @@ from rlprune.errors import ResultsError
 from rlprune.results.columns import COLUMNS, Column
 
 SCHEMA_VERSION = 3
-METHODS = ("learned", "dense", "uniform", "static_l1", "random", "cascade")
+METHODS = (
+    "learned",
+    "dense",
+    "uniform",
+    "static_l1",
+    "random",
+    "cascade",
+    "fbs",
+    "rnp",
+    "fpgm",
+    "slimming",
+    "torch_pruning",
+    "legr",
+    "amc",
+)
 KEY = (
     "experiment",
     "trial",

@@ -51,7 +51,8 @@ MEASURES = (
 )
 """What is averaged over seeds."""
 # What a method has no value of, so that it cannot be compared in it.
-_WITHOUT = {"dense": ("tradeoff_rate", *BUDGETS), "static_l1": ("tradeoff_rate",)}
+_NO_RATE = ("static_l1", "fbs", "rnp", "fpgm", "slimming", "torch_pruning", "legr", "amc")
+_WITHOUT = {"dense": ("tradeoff_rate", *BUDGETS)} | {name: ("tradeoff_rate",) for name in _NO_RATE}
 
 
 def aggregate_seeds(df: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFrame:

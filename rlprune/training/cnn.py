@@ -257,7 +257,9 @@ class CnnTrainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
         logits = self.network(images, gate)
-        loss = self._loss(logits, images, labels) * share.weight
+        loss = self._loss(logits, images, labels)
+        penalty = None if gate is None else gate.penalty()
+        loss = (loss if penalty is None else loss + penalty) * share.weight
         correct = int((logits.argmax(1) == labels).sum().item())
         told = torch.tensor([float(loss.item()), float(correct)], dtype=torch.float64)
         value, hits = self.replicas.sum(told).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +14,7 @@ from rlprune.config import TrialConfig
 from rlprune.pruning import Gate, GatedNetwork
 from rlprune.replicas import Share
 from rlprune.training import cascade, methods
+from rlprune.training.catalogue import CATALOGUE, facts_of
 from rlprune.training.cnn import GateFactory
 from rlprune.training.methods import Method
 from rlprune.training.phases import (
@@ -22,6 +24,7 @@ from rlprune.training.phases import (
     RUNTIME_IMPORTANCE,
     STATIC_IMPORTANCE,
 )
+from rlprune.training.rivals import RIVALS
 from rlprune.training.setup import TrialSetup
 
 
@@ -35,6 +38,7 @@ class GateRecipe:
         random_factors: of ``random``: "runtime" and "static", [T] each.
         static_scores: of ``static_l1``: the filters' norms, [C] per layer.
         pair: sizes of the cascade.
+        fitted: what a published method has found (:mod:`rlprune.training.rivals`).
     """
 
     phase: str
@@ -42,6 +46,7 @@ class GateRecipe:
     random_factors: Mapping[str, Tensor] = field(default_factory=dict)
     static_scores: tuple[Tensor, ...] = ()
     pair: cascade.Pair | None = None
+    fitted: Mapping[str, Any] = field(default_factory=dict)
 
 
 def method_of(setup: TrialSetup, network: GatedNetwork, recipe: GateRecipe) -> Method:
@@ -55,6 +60,8 @@ def method_of(setup: TrialSetup, network: GatedNetwork, recipe: GateRecipe) -> M
         return methods.random_ratios(setup, factors["runtime"], factors["static"])
     if name == "static_l1":
         return methods.static_l1(setup, network, recipe.static_scores)
+    if name in RIVALS:
+        return RIVALS[name].make(setup, network, recipe.fitted)
     if name in (cascade.SMALL, cascade.LARGE):
         assert recipe.pair is not None
         return cascade.members(setup, recipe.pair)[name == cascade.LARGE]
@@ -66,13 +73,9 @@ def method_of(setup: TrialSetup, network: GatedNetwork, recipe: GateRecipe) -> M
 
 
 def method_rates(config: TrialConfig, name: str) -> tuple[float, ...]:
-    """The R_r values for which a method is made."""
-    if name == "static_l1":
-        return (0.0,)
-    rates = config.evaluation.tradeoff_rates
-    if name in (cascade.SMALL, cascade.LARGE):
-        return tuple(rate for rate in rates if rate > 0.0)
-    return rates
+    """The R_r values for which a method, or the phase of one, is made."""
+    facts, rates = facts_of(name), config.evaluation.tradeoff_rates
+    return rates if facts is None else facts.rates(rates)
 
 
 def gates_of(setup: TrialSetup, network: GatedNetwork, recipe: GateRecipe) -> GateFactory | None:
@@ -92,7 +95,22 @@ def gates_of(setup: TrialSetup, network: GatedNetwork, recipe: GateRecipe) -> Ga
             return methods.varied_ratio_gate(setup, network, share, rng)
 
         return varied
+    facts = facts_of(recipe.phase)
+    if facts is not None and facts.name in RIVALS and recipe.phase == facts.preparation:
+        return _preparation_gates(setup, network, facts.name)
     return _finetune_gates(setup, network, method_of(setup, network, recipe))
+
+
+def _preparation_gates(setup: TrialSetup, network: GatedNetwork, name: str) -> GateFactory:
+    """Gates of the phase before a published method's own."""
+    prepare = RIVALS[name].prepare
+    assert prepare is not None
+    network.set_predictors(CATALOGUE[name].predictors)
+
+    def make(share: Share, rng: np.random.Generator) -> Gate:
+        return prepare(setup, network, share, rng)
+
+    return make
 
 
 def _finetune_gates(setup: TrialSetup, network: GatedNetwork, method: Method) -> GateFactory:
@@ -101,7 +119,7 @@ def _finetune_gates(setup: TrialSetup, network: GatedNetwork, method: Method) ->
     Policies play their means: a network that is fine-tuned under exploration noise has
     trained for other widths than those at which it is measured.
     """
-    network.set_predictors(method.predictors)
+    network.set_predictors(method.predictors, method.rectified)
     rates = method_rates(setup.config, method.name)
 
     def make(share: Share, rng: np.random.Generator) -> Gate:

@@ -1,5 +1,7 @@
 """The learned policy and the simple methods beside it, behind one interface (no Ray here).
 
+The published ones are in :mod:`rlprune.training.rivals`; facts of all in ``catalogue``.
+
 | method | runtime ratios | static ratios | ships |
 | --- | --- | --- | --- |
 | learned | runtime agent | static agent | predictors and agent |
@@ -58,6 +60,7 @@ class Method:
         static_scores: replaces the learned static importance.
         predictors: whether runtime importance predictors are used.
         told: the budgets that the policies are told and kept to, from those of the trial.
+        rectified: see :meth:`~rlprune.pruning.GatedNetwork.set_predictors`.
 
     A method is made for agents that do not change: static decisions are remembered.
     """
@@ -70,6 +73,7 @@ class Method:
     static_scores: tuple[Tensor, ...] | None = None
     predictors: bool = True
     told: BudgetChange = _as_given
+    rectified: bool = False
     _plans: dict[tuple[float, ...], StaticPlan] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -83,12 +87,16 @@ class Method:
 
     def _known_plan(self, budgets: EpisodeBudgets) -> StaticPlan:
         """Static decisions follow from the budgets: made once each."""
-        assert self.static is not None
         distinct, index = budgets.distinct()
         key = tuple(distinct.rows().flatten().tolist())
         if key not in self._plans:
-            self._plans[key] = StaticPlan(self.rules, distinct, self.static())
+            self._plans[key] = self.make_plan(distinct)
         return self._plans[key].select(index, budgets)
+
+    def make_plan(self, budgets: EpisodeBudgets) -> StaticPlan:
+        """The static decisions for one row of budgets each."""
+        assert self.static is not None
+        return StaticPlan(self.rules, budgets, self.static())
 
 
 def learned(setup: TrialSetup, runtime: RuntimeAgent, static: StaticAgent) -> Method:

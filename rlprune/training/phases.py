@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlprune.config import TrainingConfig, TrialConfig
-from rlprune.training import cascade
+from rlprune.training.catalogue import CATALOGUE, facts_of
 
 PRETRAIN = "pretrain"
 RUNTIME_IMPORTANCE = "runtime_importance"
@@ -44,8 +44,9 @@ def plan_units(config: TrialConfig) -> list[Unit]:
     add(ALTERNATE, "train", training.rounds)
     add(LEARNED, "measure", 1)
     for baseline in config.evaluation.baselines:
-        if baseline == cascade.LARGE:
-            add(cascade.SMALL, "train", max(1, training.rounds))
+        preparation = CATALOGUE[baseline].preparation
+        if preparation is not None:
+            add(preparation, "train", max(1, training.rounds))
         add(baseline, "train", max(1, training.rounds))
         add(baseline, "measure", 1)
     return units
@@ -68,12 +69,15 @@ def phase_epochs(training: TrainingConfig, phase: str) -> float:
     """Epochs of the network's training in one phase, or for one method's network."""
     importance = training.runtime_importance_epochs + training.static_importance_epochs
     finetune = training.rounds * training.finetune_epochs
+    facts = facts_of(phase)
+    if facts is not None and facts.plain:
+        if facts.preparation is None:
+            return importance + finetune
+        return finetune if phase == facts.name else float(importance)
     return {
         PRETRAIN: float(training.pretrain_epochs),
         RUNTIME_IMPORTANCE: float(training.runtime_importance_epochs),
         STATIC_IMPORTANCE: float(training.static_importance_epochs),
-        "dense": importance + finetune,
-        "static_l1": importance + finetune,
     }.get(phase, finetune)
 
 

@@ -21,6 +21,7 @@ from rlprune.data import ImageSet
 from rlprune.mdp.reward import PriceCurve
 from rlprune.pruning import Gate, Point
 from rlprune.training import cascade, methods
+from rlprune.training.catalogue import facts_of
 from rlprune.training.cnn import reestimate_batchnorm
 from rlprune.training.evaluate import Evaluator, Measurement, SplitResult
 from rlprune.training.gates import GateRecipe, method_of, method_rates
@@ -42,6 +43,7 @@ from rlprune.training.phases import (
     plan_units,
 )
 from rlprune.training.progress import Reporter
+from rlprune.training.rivals.fitting import RivalFits
 from rlprune.training.setup import TrialSetup, network_of
 from rlprune.training.trainer import CnnJob, PhaseTrainer, Trainer, TrainerFactory
 
@@ -123,6 +125,7 @@ class TrialProgram:
         self.static_scores: list[torch.Tensor] = []
         self.cascade_pair: cascade.Pair | None = None
         self.evaluator = Evaluator(images, self.config.evaluation, self.config.seed)
+        self.fits = RivalFits(setup, self.network, images, self.evaluator, reporter)
         self.validations: list[Validation] = []
         self.agents_before: AgentWeights | None = None
 
@@ -155,6 +158,7 @@ class TrialProgram:
                     self._record_validations()
             else:
                 self._enter(unit)
+                self.fits.improve(unit.phase, self._points(unit.phase)[0], unit.index)
                 self._train_cnn(unit)
         finally:
             if unit.kind == "train":
@@ -207,10 +211,13 @@ class TrialProgram:
         if unit.index > 0 or self.trainer is not None:
             return
         if unit.phase not in _STAGE_OF_PHASE:
-            plain = unit.phase in ("dense", "static_l1")
-            start = PRETRAINED if plain else IMPORTANCE
-            self.network.load_state_dict(self.snapshots[start])
-            self.network.set_predictors(not plain)
+            facts = facts_of(unit.phase)
+            assert facts is not None
+            start = PRETRAINED if facts.plain else IMPORTANCE
+            if not facts.continues(unit.phase):
+                self.network.load_state_dict(self.snapshots[start])
+            self.network.set_predictors(facts.predictors)
+            self.fits.fit(unit.phase, self._points(unit.phase)[0])
             if unit.phase == "random":
                 self._choose_random()
             if unit.phase == cascade.SMALL:
@@ -277,7 +284,8 @@ class TrialProgram:
     ) -> GateRecipe:
         """What a phase's or a method's gates follow from."""
         scores, factors = tuple(self.static_scores), self.random_factors
-        return GateRecipe(name, agents, factors, scores, self.cascade_pair)
+        found = self.fits.found(name)
+        return GateRecipe(name, agents, factors, scores, self.cascade_pair, found)
 
     def _method(self, name: str, agent_trainer: AgentTrainer | None) -> Method:
         agents = None if agent_trainer is None or name != LEARNED else agent_trainer.agents()
@@ -437,6 +445,7 @@ class TrialProgram:
             "static_scores": list(self.static_scores),
             "agents_before": self.agents_before,
             "cascade_pair": None if self.cascade_pair is None else asdict(self.cascade_pair),
+            "fits": self.fits.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -455,6 +464,8 @@ class TrialProgram:
         self.agents_before = state.get("agents_before")  # older checkpoints have none
         pair = state.get("cascade_pair")  # older checkpoints have none
         self.cascade_pair = None if pair is None else cascade.Pair(**pair)
+        if "fits" in state:  # older checkpoints have none
+            self.fits.load_state_dict(state["fits"])
         self.trainer = None
         if state["trainer"] is not None and not self.finished:
             self.trainer = self._new_trainer(self.units[self.position].phase)

@@ -8,7 +8,7 @@ import torch
 
 from rlprune.config import config_hash, config_to_dict
 from rlprune.results import ResultRow
-from rlprune.training import cascade
+from rlprune.training.catalogue import CATALOGUE
 from rlprune.training.evaluate import Measurement
 from rlprune.training.phases import (
     ALTERNATE,
@@ -23,13 +23,14 @@ from rlprune.training.program import TrialProgram
 def _effort(program: TrialProgram, method: str) -> dict[str, float]:
     """Images and seconds that went into a method's network."""
     images, seconds = program.counters.cnn_images, program.counters.seconds
-    own = [ALTERNATE if method == LEARNED else method]
-    if method == cascade.LARGE:
-        own.append(cascade.SMALL)
+    facts = CATALOGUE.get(method)
+    own = [ALTERNATE if facts is None else method]
+    if facts is not None and facts.preparation is not None:
+        own.append(facts.preparation)
     phases = [PRETRAIN]
-    if method not in ("dense", "static_l1"):
+    if facts is None or not facts.plain:
         phases += [RUNTIME_IMPORTANCE, STATIC_IMPORTANCE]
-    agents = seconds.get("agents", 0.0) if method == LEARNED else 0.0
+    agents = seconds.get("agents", 0.0) if facts is None else program.fits.effort(method).seconds
     return {
         "training_images": sum(images.get(phase, 0) for phase in (*phases, *own)),
         "finetune_images": sum(images.get(phase, 0) for phase in own),
@@ -80,7 +81,8 @@ def result_row(
     """
     config, point, learned = program.config, measured.point, measured.method == LEARNED
     unpruned = measured.method == "dense"
-    fixed = unpruned or measured.method == "static_l1"
+    facts, effort = CATALOGUE.get(measured.method), program.fits.effort(measured.method)
+    fixed = facts is not None and not facts.has_rate
     return ResultRow(
         experiment=experiment,
         trial=config.name,
@@ -103,8 +105,8 @@ def result_row(
         test_accuracy_top5=measured.test.accuracy_top5,
         validation_loss=measured.validation.loss,
         test_loss=measured.test.loss,
-        rl_updates=program.counters.rl_updates if learned else 0,
-        rollouts=program.counters.rollouts if learned else 0,
+        rl_updates=program.counters.rl_updates if learned else effort.updates,
+        rollouts=program.counters.rollouts if learned else effort.rollouts,
         seconds_evaluate=measured.seconds,
         checkpoint_uri=checkpoint_uri,
         config_hash=config_hash(config),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from rlprune.backbones import build_backbone, trace_backbone
 from rlprune.backbones.graph import ChannelGraph
 from rlprune.config import BackboneConfig, TrialConfig
 from rlprune.data import ImageSet
+from rlprune.errors import ConfigError, Problem
 from rlprune.mdp import PruningRules
 from rlprune.pruning import (
     PAPER,
@@ -194,13 +196,27 @@ class TrialSetup:
         return self._points[rates]
 
 
+def check_packages(baselines: tuple[str, ...]) -> None:
+    """Refuses methods whose package is not installed.
+
+    Raises:
+        ConfigError: naming the package.
+    """
+    if "torch_pruning" in baselines and importlib.util.find_spec("torch_pruning") is None:
+        rule = "torch_pruning needs the package torch-pruning"
+        remedy = "Run `pip install 'rlprune[compare]'`, or take it out of the list."
+        raise ConfigError([Problem("evaluation.baselines", rule, list(baselines), remedy)])
+
+
 def setup_trial(config: TrialConfig, images: ImageSet) -> TrialSetup:
     """Builds the set-up for an image set and checks the budgets.
 
     Raises:
+        ConfigError: a method's package is missing.
         BackboneError: see :func:`build_network`.
         BudgetError: see :meth:`TrialSetup.check_budgets`.
     """
+    check_packages(config.evaluation.baselines)
     network = network_of(config, images)
     setup = TrialSetup.of(config, network.channels)
     setup.check_budgets()

@@ -12,6 +12,7 @@ from rlprune.config import TrialConfig
 from rlprune.data import ImageSet
 from rlprune.pruning import GateDesign, GatedNetwork
 from rlprune.replicas import ALONE, Replicas
+from rlprune.training.catalogue import facts_of
 from rlprune.training.cnn import CnnSchedule, CnnTrainer, Feed, Step, StepReport
 from rlprune.training.gates import GateRecipe, gates_of
 from rlprune.training.phases import (
@@ -24,7 +25,8 @@ from rlprune.training.phases import (
 from rlprune.training.setup import TrialSetup, build_network, without_weights
 
 _SEED_OF_PHASE = {PRETRAIN: 1, RUNTIME_IMPORTANCE: 2, STATIC_IMPORTANCE: 3, ALTERNATE: 4}
-_PLAIN = ("runtime_predictor.weight", "static_importance", "width_scale", "width_shift")
+_WITHOUT_STATIC = ("static_importance", "width_scale", "width_shift")
+_PLAIN = ("runtime_predictor.weight", *_WITHOUT_STATIC)
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,11 @@ class CnnJob:
         training = config.training
         steps = phase_steps(training, phase, images)
         frozen: tuple[str, ...] = ()
-        if phase in (PRETRAIN, "dense", "static_l1"):
+        facts = facts_of(phase)
+        if phase == PRETRAIN:
             frozen = _PLAIN
+        elif facts is not None and facts.plain:
+            frozen = _WITHOUT_STATIC if facts.predictors else _PLAIN
         elif phase == RUNTIME_IMPORTANCE:
             frozen = ("static_importance",)
         first = phase == PRETRAIN

@@ -27,6 +27,13 @@ const SHAPES = {
   'triangle-up-open': 'M7 2l5.3 9.6H1.7z',
   'diamond-open': 'M7 1.2L12.8 7 7 12.8 1.2 7z',
   'pentagon-open': 'M7 1.2l5.7 4.2-2.2 6.7h-7L1.3 5.4z',
+  'triangle-down-open': 'M7 12L1.7 2.4h10.6z',
+  'triangle-left-open': 'M2 7l9.6-5.3v10.6z',
+  'triangle-right-open': 'M12 7L2.4 1.7v10.6z',
+  'hexagon-open': 'M4 1.8h6L13 7l-3 5.2H4L1 7z',
+  'octagon-open': 'M4.7 1.5h4.6l3.2 3.2v4.6l-3.2 3.2H4.7L1.5 9.3V4.7z',
+  'hourglass-open': 'M2.5 1.5h9L7 7l4.5 5.5h-9L7 7z',
+  'diamond-tall-open': 'M7 .8L10.8 7 7 13.2 3.2 7z',
   'star-open': 'M7 1l1.8 3.9 4.2.5-3.1 2.9.8 4.2L7 10.4l-3.7 2.1.8-4.2L1 5.4l4.2-.5z',
   cross: 'M2.5 2.5l9 9M11.5 2.5l-9 9',
 };

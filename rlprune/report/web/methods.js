@@ -1,5 +1,6 @@
 // Methods side by side: one line per budget and R_r, one mark per method.
 const MOST_LINES = 60;
+const STATIC_METHODS = ['static_l1', 'fpgm', 'slimming', 'torch_pruning', 'legr', 'amc'];
 const pairKey = (i, s, rate) => `${trialKey(i)}|${s}|${rate}`;
 
 function drawMethods(indices) {
@@ -89,8 +90,8 @@ function drawMethods(indices) {
   setText(
     'methods-note',
     `${averaged}, bars: standard error; ${countText(low, high)}${high === 1 ? alone : ''}. ` +
-      (present.includes('static_l1')
-        ? 'Static L1 keeps the storage budget of R_r = 0, the smallest, in every line. '
+      (STATIC_METHODS.some((name) => present.includes(name))
+        ? 'Static methods keep the storage budget of R_r = 0, the smallest, in every line. '
         : '') +
       (present.includes('cascade')
         ? 'The cascade stores two networks, each fine-tuned on as many images as the others. '

@@ -1,0 +1,287 @@
+"""Tables and figures of the comparison, from Parquet rows alone.
+
+    python analysis/comparison/tables.py                      # of the committed rows
+    python analysis/comparison/tables.py runs/compare         # of a run or a sweep
+    python analysis/comparison/tables.py --add runs/methods   # keep its rows, then all tables
+    python analysis/comparison/tables.py --tuning runs/tuning # hyper-parameters, on validation
+
+Test accuracy is reported; whatever is chosen (the best static method, hyper-parameters) is
+chosen by validation accuracy. A method that misses a budget is marked NO and is never the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from rlprune.report.styles import STYLES, Style
+from rlprune.training.catalogue import CATALOGUE
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+RESULTS, FIGURES = HERE / "results", HERE / "figures"
+DATASETS = {
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "parquet": "CIFAR-10, JPEG copy",
+    "digits": "digits",
+}
+NETWORK = ["experiment", "dataset", "backbone", "width", "s"]
+STATIC = [name for name, facts in CATALOGUE.items() if facts.kind == "static" and name != "dense"]
+COSTS = {
+    "macs_mean_ratio": "MACs / dense",
+    "storage_ratio": "bytes / dense",
+    "latency_ratio": "latency / dense",
+}
+
+
+def keep(folder: Path) -> None:
+    """Copies a run's or a sweep's rows into ``results``, without the paths of the machine."""
+    rows = pd.read_parquet(folder / "results").drop(columns="checkpoint_uri")
+    for column in ("dataset", "backbone"):
+        rows[column] = rows[column].astype(str)
+
+    def without_paths(text: str) -> str:
+        configuration = json.loads(text)
+        configuration["data"]["root"] = configuration["backbone"]["weights"] = None
+        return json.dumps(configuration)
+
+    rows["configuration"] = rows["configuration"].map(without_paths)
+    RESULTS.mkdir(exist_ok=True)
+    for experiment, part in rows.groupby("experiment"):
+        order = part.sort_values(["trial", "method", "tradeoff_rate"])
+        order.to_parquet(RESULTS / f"{experiment}.parquet", index=False)
+
+
+def read(folders: list[Path]) -> pd.DataFrame:
+    """Rows of runs and sweeps (the committed ones if none are given) with their number s."""
+    paths = [folder / "results" for folder in folders] or sorted(RESULTS.glob("*.parquet"))
+    if not paths:
+        raise SystemExit(
+            f"{RESULTS} holds no rows. Name the folder of a run: tables.py runs/compare"
+        )
+    rows = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    budgets = [json.loads(text)["budgets"] for text in rows["configuration"]]
+    told = [b["compute_mean"] or b["compute_max"] or b["storage_max"] for b in budgets]
+    rows["s"] = rows["budget_s"].where(rows["budget_s"].notna(), pd.Series(told, rows.index))
+    rows["dataset"] = rows["dataset"].astype(str).map(lambda name: DATASETS.get(name, name))
+    rows["backbone"] = rows["backbone"].astype(str)
+    rows["accuracy"] = 100 * rows["test_accuracy"]
+    rows["chosen_by"] = 100 * rows["validation_accuracy"]
+    times = ("pretrain", "importance", "agents", "finetune")
+    rows["seconds"] = sum(rows[f"seconds_{name}"] for name in times)
+    rows["R_r"] = rows["tradeoff_rate"].map(lambda rate: "-" if pd.isna(rate) else f"{rate:g}")
+    return rows
+
+
+def error(values: pd.Series) -> float:
+    """Standard error of the mean; NaN for one value."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per method and R_r of a network and budget: means over seeds."""
+    order = {name: rank for rank, name in enumerate(["learned", *CATALOGUE])}
+    dense = rows[rows["method"] == "dense"]["accuracy"].mean()
+    found = []
+    for (method, rate), part in rows.groupby(["method", "R_r"]):
+        kind = CATALOGUE[method].kind if method in CATALOGUE else "both"
+        met = "-" if method == "dense" else "yes" if part["budgets_met"].all() else "NO"
+        found.append(
+            {
+                "method": method,
+                "kind": "-" if method == "dense" else kind,
+                "R_r": rate,
+                "n": part["seed"].nunique(),
+                "accuracy [%]": part["accuracy"].mean(),
+                "+-": error(part["accuracy"]),
+                "drop": dense - part["accuracy"].mean(),
+                "MACs / dense": part["macs_mean_ratio"].mean(),
+                "max MACs / budget": (part["macs_max"] / part["compute_max_budget_macs"]).mean(),
+                "bytes": part["storage_bytes"].mean(),
+                "bytes / dense": part["storage_ratio"].mean(),
+                "updates": part["rl_updates"].mean(),
+                "tried": part["rollouts"].mean(),
+                "fine-tuned on": part["finetune_images"].mean(),
+                "seconds": part["seconds"].mean(),
+                "budget met": met,
+            }
+        )
+    table = pd.DataFrame(found)
+    table["_order"] = table["method"].map(order)
+    table = table.sort_values(["_order", "R_r"], ascending=[True, False]).drop(columns="_order")
+    return table.reset_index(drop=True)
+
+
+def best_static(rows: pd.DataFrame) -> str | None:
+    """The static method of largest mean validation accuracy among those within their budgets."""
+    static = rows[rows["method"].isin(STATIC)]
+    within = static.groupby("method")["budgets_met"].transform("all")
+    scores = static[within].groupby("method")["chosen_by"].mean()
+    return None if scores.empty else str(scores.idxmax())
+
+
+def paired(rows: pd.DataFrame) -> pd.DataFrame:
+    """Ours minus every other method, paired by seed: mean, standard error, n, p of a t-test.
+
+    A method without R_r stands beside ours at every R_r; a rival with R_r beside the same.
+    """
+    ours, found = rows[rows["method"] == "learned"], []
+    best = best_static(rows)
+    for rate, own in ours.groupby("R_r"):
+        for rival, other in rows[rows["method"] != "learned"].groupby("method"):
+            if (other["R_r"] != "-").any():
+                other = other[other["R_r"] == rate]
+            pairs = own.merge(other, on="seed", suffixes=("", "_rival"))
+            if pairs.empty:
+                continue
+            gain = pairs["accuracy"] - pairs["accuracy_rival"]
+            p = stats.ttest_1samp(gain, 0.0).pvalue if len(gain) > 1 and gain.std() > 0 else np.nan
+            found.append(
+                {
+                    "R_r": rate,
+                    "rival": f"{rival} (best static)" if rival == best else rival,
+                    "ours - rival": gain.mean(),
+                    "+-": error(gain),
+                    "n": len(gain),
+                    "p": p,
+                    "MACs, ours / rival's": (pairs["macs_mean"] / pairs["macs_mean_rival"]).mean(),
+                    "bytes, ours / rival's": (
+                        pairs["storage_bytes"] / pairs["storage_bytes_rival"]
+                    ).mean(),
+                }
+            )
+    return pd.DataFrame(found)
+
+
+def verdict(rows: pd.DataFrame) -> list[str]:
+    """The targets of the comparison in words: ours against the best static method, and FBS."""
+    table, lines = paired(rows), []
+    best = best_static(rows)
+    for rate, rival, wanted in (("0.5", f"{best} (best static)", 0.5), ("1", "fbs", 0.0)):
+        line = table[(table["R_r"] == rate) & (table["rival"] == rival)] if len(table) else table
+        if len(line) == 0:
+            lines.append(f"R_r = {rate} against {rival}: not measured")
+            continue
+        gain, spread, n = (line[name].iloc[0] for name in ("ours - rival", "+-", "n"))
+        spread_text = "one seed, no error" if n == 1 else f"+- {spread:.2f}"
+        state = "reached" if gain >= wanted else "MISSED"
+        if n == 1:
+            state += " on one seed, which decides nothing"
+        lines.append(
+            f"R_r = {rate} against {rival}: {gain:+.2f} points ({spread_text}, n = {n}); "
+            f"wanted {wanted:+.1f}: {state}"
+        )
+    return lines
+
+
+def _draw(axis: Any, part: pd.DataFrame, cost: str, style: Style) -> None:
+    """One method's means over seeds, a mark for each R_r."""
+    means = part.groupby("R_r")[[cost, "accuracy"]].mean()
+    spread = part.groupby("R_r")["accuracy"].apply(error).fillna(0.0)
+    axis.errorbar(
+        means[cost],
+        means["accuracy"],
+        yerr=spread,
+        fmt=style.point,
+        color=style.color,
+        label=style.label,
+        capsize=2,
+        markersize=7,
+    )
+
+
+def figure(rows: pd.DataFrame, title: str, path: Path) -> None:
+    """Accuracy against MACs, bytes and (where it was timed) latency; dense as a line."""
+    costs = [name for name in COSTS if name in rows and rows[name].notna().any()]
+    drawn, axes = plt.subplots(
+        1, len(costs), figsize=(4.6 * len(costs), 4.4), sharey=True, layout="constrained"
+    )
+    for axis, cost in zip(np.atleast_1d(axes), costs, strict=True):
+        for method, style in STYLES.items():
+            part = rows[rows["method"] == method]
+            if method == "dense" and len(part):
+                level = part["accuracy"].mean()
+                axis.axhline(level, color=style.color, linestyle="--", label=style.label)
+            elif len(part):
+                _draw(axis, part, cost, style)
+        axis.set_xlabel(COSTS[cost])
+        axis.grid(alpha=0.3)
+    np.atleast_1d(axes)[0].set_ylabel("test accuracy [%]")
+    handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
+    drawn.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, dpi=120)
+    plt.close(drawn)
+
+
+def tuning(folder: Path) -> pd.DataFrame:
+    """Validation accuracy of every try of every method that has a hyper-parameter."""
+    rows = read([folder])
+    fields = {
+        "slimming": ("methods", "slimming_penalty"),
+        "fbs": ("methods", "fbs_penalty"),
+        "rnp": ("methods", "rnp_price"),
+        "learned": ("agents", "learning_rate"),
+    }
+    found = []
+    for method, (part, key) in fields.items():
+        for _, row in rows[rows["method"] == method].iterrows():
+            value = json.loads(row["configuration"])[part][key]
+            found.append([method, f"{part}.{key}", value, row["chosen_by"], row["budgets_met"]])
+    columns = ["method", "setting", "value", "validation accuracy [%]", "budget met"]
+    table = pd.DataFrame(found, columns=columns).sort_values(["method", "value"])
+    best = table.groupby("method")["validation accuracy [%]"].transform("max")
+    table["chosen"] = np.where(table["validation accuracy [%]"] == best, "*", "")
+    return table
+
+
+def show(rows: pd.DataFrame, figures: Path) -> None:
+    """Prints the tables of every network and budget, and draws their figures."""
+    pd.set_option("display.width", 250)
+    for key, part in rows.groupby(NETWORK):
+        experiment, dataset, backbone, width, s = key
+        title = f"{dataset}, {backbone} at width {width:g}, budget {s}"
+        print(f"\n== {experiment}: {title}\n")
+        print(methods_table(part).round(3).to_string(index=False, na_rep="-"))
+        pairs = paired(part)
+        if len(pairs):
+            print("\nOurs minus the others, points of test accuracy, paired by seed:\n")
+            print(pairs.round(3).to_string(index=False, na_rep="-"))
+        print("\nTargets:", *verdict(part), sep="\n  ")
+        path = figures / f"{experiment}_{backbone}_{str(s).rstrip('%')}.png"
+        figure(part, title, path)
+        print(f"\nFigure: {path}")
+
+
+def main() -> None:
+    """Keeps rows where asked, and prints every table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("folders", type=Path, nargs="*", help="runs or sweeps; none: results/")
+    parser.add_argument("--add", type=Path, nargs="+", default=[], help="keep these rows")
+    parser.add_argument("--tuning", type=Path, help="folder of the tuning sweep")
+    parser.add_argument("--figures", type=Path, help="where figures go")
+    arguments = parser.parse_args()
+    for folder in arguments.add:
+        keep(folder)
+    if arguments.tuning is not None:
+        print(tuning(arguments.tuning).to_string(index=False))
+        return
+    default = arguments.folders[0] if arguments.folders else FIGURES
+    show(read(arguments.folders), arguments.figures or default)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The comparison's script and its files: what is averaged, paired, chosen and said."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from rlprune.config import config_from_dict, config_to_dict, load_config
+from rlprune.results import write_rows
+from rlprune.sweep.space import trial_config, trial_points
+from rlprune.sweep.spec import load_spec
+from rlprune.training.catalogue import CATALOGUE
+from tests.result_rows import make_row
+
+FOLDER = Path(__file__).resolve().parents[2] / "analysis" / "comparison"
+CONFIG = config_to_dict(config_from_dict({"data": {"root": "/somewhere"}}))
+SWEEPS = {
+    "methods": 18,
+    "rates": 72,
+    "equal_storage": 3,
+    "ablations": 12,
+    "ablation_mean": 6,
+    "ablation_range": 3,
+    "tuning": 4,
+    "gpu": 18,
+}
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("comparison_tables", FOLDER / "tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows_of(*points: tuple[str, int, float | None, float, float], **changes: Any) -> list[Any]:
+    """(method, seed, R_r, validation, test) -> rows."""
+    return [
+        make_row(
+            experiment="some",
+            trial=f"{method}{seed}",
+            method=method,
+            seed=seed,
+            tradeoff_rate=rate,
+            validation_accuracy=validation,
+            test_accuracy=test,
+            configuration=json.dumps(CONFIG),
+            **changes,
+        )
+        for method, seed, rate, validation, test in points
+    ]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    rows = rows_of(
+        ("dense", 0, None, 0.95, 0.95),
+        ("dense", 1, None, 0.95, 0.93),
+        ("learned", 0, 0.5, 0.9, 0.90),
+        ("learned", 1, 0.5, 0.9, 0.88),
+        ("learned", 0, 1.0, 0.9, 0.91),
+        ("static_l1", 0, None, 0.88, 0.85),
+        ("static_l1", 1, None, 0.88, 0.87),
+        ("legr", 0, None, 0.87, 0.99),  # better on test: must not be chosen for it
+        ("uniform", 0, 1.0, 0.9, 0.80),
+        ("uniform", 0, 0.5, 0.9, 0.86),
+        ("fbs", 0, None, 0.9, 0.92),
+    )
+    rows += rows_of(("amc", 0, None, 0.99, 0.97), budgets_met=False)
+    write_rows(tmp_path / "results", rows)
+    return tmp_path
+
+
+def test_means_errors_and_missed_budgets_by_hand(tables: ModuleType, run: Path) -> None:
+    table = tables.methods_table(tables.read([run])).set_index(["method", "R_r"])
+    ours = table.loc[("learned", "0.5")]
+    assert ours["n"] == 2
+    assert ours["accuracy [%]"] == pytest.approx(89)
+    assert ours["+-"] == pytest.approx(1)  # deviation sqrt 2, over the root of 2
+    assert ours["drop"] == pytest.approx(94 - 89)
+    assert ours["seconds"] == pytest.approx(5.5)
+    assert pd.isna(table.loc[("fbs", "-"), "+-"])
+    assert table["budget met"].to_dict() | {("amc", "-"): "NO"} == table["budget met"].to_dict()
+    assert table.loc[("dense", "-"), "budget met"] == "-"
+    assert (table["budget met"] == "NO").sum() == 1
+    assert list(table.index)[:3] == [("learned", "1"), ("learned", "0.5"), ("dense", "-")]
+
+
+def test_the_best_static_method_is_chosen_on_validation_within_budgets(
+    tables: ModuleType, run: Path
+) -> None:
+    rows = tables.read([run])
+    assert tables.best_static(rows) == "static_l1"
+    assert tables.best_static(rows[rows["method"] == "amc"]) is None
+
+
+def test_differences_are_paired_by_seed_and_rate(tables: ModuleType, run: Path) -> None:
+    table = tables.paired(tables.read([run])).set_index(["R_r", "rival"])
+    static = table.loc[("0.5", "static_l1 (best static)")]
+    assert static["ours - rival"] == pytest.approx(3)  # 5 and 1
+    assert static["+-"] == pytest.approx(2) and static["n"] == 2
+    assert static["p"] == pytest.approx(0.3743, abs=1e-4)  # t = 1.5, one degree of freedom
+    assert table.loc[("1", "uniform"), "ours - rival"] == pytest.approx(11)
+    assert table.loc[("0.5", "uniform"), "ours - rival"] == pytest.approx(4)
+    assert table.loc[("1", "fbs"), "n"] == 1 and pd.isna(table.loc[("1", "fbs"), "p"])
+
+
+def test_targets_are_stated_plainly(tables: ModuleType, run: Path) -> None:
+    static, fbs = tables.verdict(tables.read([run]))
+    assert "R_r = 0.5 against static_l1 (best static): +3.00 points (+- 2.00, n = 2)" in static
+    assert static.endswith("reached")
+    assert "-1.00 points (one seed, no error, n = 1)" in fbs
+    assert "MISSED on one seed, which decides nothing" in fbs
+    nothing = tables.read([run])
+    nothing = nothing[nothing["method"] != "learned"]
+    assert all(line.endswith("not measured") for line in tables.verdict(nothing))
+
+
+def test_kept_rows_name_no_paths(
+    tables: ModuleType, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "kept")
+    tables.keep(run)
+    kept = pd.read_parquet(tmp_path / "kept" / "some.parquet")
+    assert len(kept) == 12 and "checkpoint_uri" not in kept
+    assert not kept["configuration"].str.contains("somewhere").any()
+    assert len(tables.read([])) == 12
+
+
+def test_a_picture_for_every_cost(tables: ModuleType, run: Path, tmp_path: Path) -> None:
+    tables.figure(tables.read([run]), "title", tmp_path / "pictures" / "some.png")
+    assert (tmp_path / "pictures" / "some.png").stat().st_size > 10_000
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def test_the_small_comparison_has_every_method_of_a_cap() -> None:
+    config = load_config(FOLDER / "small.yaml")
+    assert {*config.evaluation.baselines, "random", "cascade"} == set(CATALOGUE)
+    assert config.budgets.compute_max == config.budgets.storage_max == 0.5
+    assert set(config.evaluation.tradeoff_rates) == {1.0, 0.75, 0.5, 0.25, 0.0}
+
+
+@pytest.mark.parametrize(("name", "count"), SWEEPS.items())
+def test_sweeps_have_the_trials_that_they_say(name: str, count: int) -> None:
+    spec = load_spec(FOLDER / f"{name}.yaml")
+    points = trial_points(spec)
+    assert len(points) == count
+    configs = [trial_config(spec, point.values, point.name) for point in points]
+    assert len({config.seed for config in configs}) == (1 if name == "tuning" else 3)
+    if name == "tuning":
+        for part, key in (("agents", "learning_rate"), ("methods", "fbs_penalty")):
+            assert len({getattr(getattr(config, part), key) for config in configs}) == 4
+    if name == "ablation_mean":
+        budgets = {(c.budgets.compute_max, c.budgets.compute_mean) for c in configs}
+        assert budgets == {(0.5, None), (None, 0.5)}
