@@ -26,7 +26,7 @@ from rlprune.agents.modules import module_spec
 from rlprune.agents.networks import RUNTIME, STATIC, RuntimeAgent, StaticAgent
 from rlprune.agents.rollout import Rollout
 from rlprune.config import TrialConfig
-from rlprune.data import ImageSet, load_image_set
+from rlprune.data import ImageSet, StoredImages, load_image_set
 from rlprune.errors import RolloutError, TrainingDivergedError
 from rlprune.training.checkpoint import read_checkpoint, write_checkpoint
 from rlprune.training.cnn_workers import CnnWorkers
@@ -46,6 +46,7 @@ from rlprune.training.learner import (
 from rlprune.training.program import TrialProgram
 from rlprune.training.progress import Interrupted, Reporter
 from rlprune.training.setup import TrialSetup, setup_trial
+from rlprune.training.streaming import streaming_trainer
 from rlprune.training.trainer import PhaseTrainer, TrainerFactory
 from rlprune.training.worker import RolloutWorker, SampleRequest
 
@@ -186,6 +187,8 @@ class PruningAlgorithm(Algorithm):
         self.config = own
         super().setup(own)
         trainers: TrainerFactory = PhaseTrainer
+        if isinstance(images.train, StoredImages):
+            trainers = streaming_trainer
         if trial.resources.cnn_workers > 1:
             self._cnn_workers = CnnWorkers(own, self._images_ref)
             trainers = self._cnn_workers.trainer

@@ -60,6 +60,9 @@ SPEC: dict[str, Any] = {
 }
 """Three trials, each with a rollout worker of its own; a trial takes two of a node's CPUs."""
 
+PRIORITY = {"RAY_worker_niceness": "0"}
+"""Ray's workers would give way to any other work on this computer, for minutes."""
+
 UNEQUAL = ["created_at", "checkpoint_uri"]
 """Besides the seconds: columns that differ between two equal sweeps."""
 
@@ -73,14 +76,14 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values(["trial", "method", "tradeoff_rate"]).reset_index(drop=True)
 
 
-def undisturbed(folder: Path, spec: dict[str, Any] = SPEC) -> pd.DataFrame:
+def undisturbed(folder: Path, spec: dict[str, Any] = SPEC, **environment: str) -> pd.DataFrame:
     """The rows of the same sweep on this computer alone, where nothing happens."""
     (folder / "faults.yaml").write_text(yaml.safe_dump({**spec, "storage_path": "runs"}))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
     done = subprocess.run(
         [sys.executable, "-m", "rlprune.cli.main", "sweep", "faults.yaml"],
         cwd=folder,
-        env={**kept, "OMP_NUM_THREADS": "1"},
+        env={**kept, "OMP_NUM_THREADS": "1", **PRIORITY, **environment},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -183,6 +186,10 @@ class Sweep:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(self._read(key))
             return load(folder)
+
+    def text(self, key: str) -> str:
+        """An object's text."""
+        return self._read(key).decode()
 
     def _read(self, key: str) -> bytes:
         return bytes(self._client().get_object(Bucket=machines.BUCKET, Key=key)["Body"].read())

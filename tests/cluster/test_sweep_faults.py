@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fault_sweeps import Sweep, ended, mended, no_route, note, undisturbed, wait_until
+from fault_sweeps import PRIORITY, Sweep, ended, mended, no_route, note, undisturbed, wait_until
 from local_cluster import RunningCluster, local_cluster
 
 from cluster.local import service
@@ -17,7 +17,8 @@ from cluster.local.state import HEAD, STORAGE
 
 pytestmark = pytest.mark.slow
 
-FAST_HEALTH_CHECKS = {
+ENVIRONMENT = {
+    **PRIORITY,
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
@@ -36,7 +37,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[RunningCluster]:
-    with local_cluster("testsweeps", storage=True, cpus=4, **FAST_HEALTH_CHECKS) as cluster:
+    with local_cluster("testsweeps", storage=True, cpus=4, **ENVIRONMENT) as cluster:
         yield cluster
 
 
