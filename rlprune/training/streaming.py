@@ -82,7 +82,7 @@ class StreamFeed:
         if self._stored is None:
             self._stored = ray.put(self._images)
         parts = portions(epoch, step, share, self._images.portion)
-        size = share.stop - share.start
+        size, where = len(share), _where()  # asked here: Ray Data has threads of its own
         context = self._context()
         with DataContext.current(context):
             rows = ray.data.from_items(
@@ -93,7 +93,7 @@ class StreamFeed:
                 batch_size=1,
                 num_cpus=0,  # those of the trial are reserved; while it trains they wait
                 compute=ray.data.TaskPoolStrategy(size=_TASKS),
-                **_where(),
+                ray_remote_args_fn=lambda: where,
             )
             batches = decoded.iter_batches(batch_size=size, prefetch_batches=1)
             return iter(batches)
@@ -156,7 +156,7 @@ def _where() -> dict[str, Any]:
     """Ray Data spreads tasks over all nodes; a trial's belong into its placement group."""
     group = get_current_placement_group()
     if group is None:
-        return {"scheduling_strategy": "DEFAULT"}
+        return {}
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     return {"scheduling_strategy": strategy}
 

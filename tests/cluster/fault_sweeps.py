@@ -23,7 +23,7 @@ import yaml
 from local_cluster import RunningCluster
 
 from cluster.local import machines, network, service
-from cluster.local.state import STORAGE
+from cluster.local.state import HEAD, STORAGE
 from rlprune.results import KEY, load
 
 PATIENCE = 1200.0
@@ -60,8 +60,9 @@ SPEC: dict[str, Any] = {
 }
 """Three trials, each with a rollout worker of its own; a trial takes two of a node's CPUs."""
 
-PRIORITY = {"RAY_worker_niceness": "0"}
-"""Ray's workers would give way to any other work on this computer, for minutes."""
+PATIENT = {"RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": "240"}
+"""Ray's workers would give way to any other work on this computer, for minutes; and a node that
+takes more than half a minute to start would give up."""
 
 UNEQUAL = ["created_at", "checkpoint_uri"]
 """Besides the seconds: columns that differ between two equal sweeps."""
@@ -83,7 +84,7 @@ def undisturbed(folder: Path, spec: dict[str, Any] = SPEC, **environment: str) -
     done = subprocess.run(
         [sys.executable, "-m", "rlprune.cli.main", "sweep", "faults.yaml"],
         cwd=folder,
-        env={**kept, "OMP_NUM_THREADS": "1", **PRIORITY, **environment},
+        env={**kept, "OMP_NUM_THREADS": "1", **PATIENT, **environment},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -274,6 +275,13 @@ def mended(cluster: RunningCluster) -> RunningCluster:
             service.join(cluster.folder, name)
     service.up(cluster.folder, cluster.shape, lambda _: None)
     return cluster
+
+
+def leave_nothing(sweep: Sweep) -> None:
+    """Ends what a test that failed has left at work."""
+    for words in ("rlprune.jobs.entry", "rlprune.cli.main sweep"):
+        for process in sweep.processes(HEAD, words):
+            process.kill()
 
 
 @contextlib.contextmanager

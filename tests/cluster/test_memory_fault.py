@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
-from fault_sweeps import PRIORITY, SPEC, Sweep, ended, note, undisturbed, wait_until
+from fault_sweeps import PATIENT, SPEC, Sweep, ended, note, undisturbed, wait_until
 from local_cluster import local_cluster
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_process_out_of_memory(tmp_path: Path) -> None:
         "RAY_memory_usage_threshold": f"{limit:.3f}",
         "RAY_memory_monitor_refresh_ms": "100",
     }
-    with local_cluster("testmemory", storage=True, cpus=4, **PRIORITY, **monitor) as cluster:
+    with local_cluster("testmemory", storage=True, cpus=4, **PATIENT, **monitor) as cluster:
         sweep = Sweep(cluster, "memory", tmp_path)
         with ended(sweep.submit("--no-preflight", "--code", code, spec=spec)) as job:
             sweep.until_two_have_saved(job)

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fault_sweeps import PRIORITY, Sweep, ended, mended, no_route, note, undisturbed, wait_until
+from fault_sweeps import (
+    PATIENT,
+    Sweep,
+    ended,
+    leave_nothing,
+    mended,
+    no_route,
+    note,
+    undisturbed,
+    wait_until,
+)
 from local_cluster import RunningCluster, local_cluster
 
 from cluster.local import service
@@ -18,7 +28,7 @@ from cluster.local.state import HEAD, STORAGE
 pytestmark = pytest.mark.slow
 
 ENVIRONMENT = {
-    **PRIORITY,
+    **PATIENT,
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
@@ -36,15 +46,19 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[RunningCluster]:
+def running(calm: pd.DataFrame) -> Iterator[RunningCluster]:
     with local_cluster("testsweeps", storage=True, cpus=4, **ENVIRONMENT) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def sweep(running: RunningCluster, tmp_path: Path, request: pytest.FixtureRequest) -> Sweep:
+def sweep(
+    running: RunningCluster, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Sweep]:
     place = "".join(letter for letter in request.node.name if letter.isalnum() or letter in "-_")
-    return Sweep(mended(running), place, tmp_path)
+    found = Sweep(mended(running), place, tmp_path)
+    yield found
+    leave_nothing(found)
 
 
 def test_a_worker_node_is_killed(sweep: Sweep, calm: pd.DataFrame) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import streaming_memory
+import yaml
+from conftest import tiny_config
 from picture_sets import write_digits_folder, write_digits_parquet
+from processes import finish, start
 from test_trial import run, run_interrupted
 
-from rlprune.config import DataConfig, TrialConfig
+from rlprune.config import DataConfig, TrialConfig, config_to_dict
 from rlprune.data import ImageSet, StoredImages, load_image_set
 from rlprune.data import stored as stored_module
 from rlprune.errors import DataError
@@ -73,7 +80,12 @@ def test_the_feed_gives_each_steps_images_from_any_step_on(
             wanted = held.take(epoch.positions(step, share))
             assert np.array_equal(found.images, wanted.images)
             assert np.array_equal(found.labels, wanted.labels)
+    feed.take(epoch, 0, share)  # much is read ahead of it
     feed.close()
+    deadline = time.monotonic() + 60
+    while any("StreamingExecutor" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "it still reads"
+        time.sleep(0.1)
 
 
 def test_an_image_that_is_broken_later_is_named(tmp_path: Path) -> None:
@@ -97,8 +109,6 @@ def values(rows: list[ResultRow]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def streamed(folder: Path, ray_instance: None) -> list[ResultRow]:
-    from conftest import tiny_config
-
     rows, _ = run(tiny_config(data__root=str(folder), data__streaming=True, **SHORT))
     return rows
 
@@ -130,6 +140,23 @@ def test_two_processes_stream_their_shares(
         assert two.training_images == one.training_images
         assert abs(two.test_accuracy - one.test_accuracy) * 120 < 2.5
         assert two.test_loss == pytest.approx(one.test_loss, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_sweeps_trial_that_takes_every_cpu_is_streamed_as_well(
+    folder: Path, streamed: list[ResultRow], tmp_path: Path
+) -> None:
+    """Ray Data's tasks get no CPU of their own, and run all the same."""
+    values = config_to_dict(tiny_config(data__root=str(folder), data__streaming=True, **SHORT))
+    del values["name"]
+    every = {"cpus": os.cpu_count()}
+    spec = {"name": "all", "trial": values, "space": {"seed": {"grid": [0]}}, "resources": every}
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(spec))
+    status, out, err = finish(start("sweep", "all.yaml", cwd=tmp_path), timeout=600)
+    assert status == 0, out + err
+    rows = pd.read_parquet(tmp_path / "runs" / "all" / "results").sort_values("method")
+    alone = sorted(streamed, key=lambda row: row.method)
+    assert rows["test_loss"].tolist() == [row.test_loss for row in alone]
 
 
 def test_a_parquet_trial_is_streamed_and_learns(tiny: Tiny, tmp_path: Path) -> None:
