@@ -3,23 +3,20 @@
 Ray Data has shuffles of its own, but their order depends on the blocks that happen to arrive
 first, and an iterator cannot start in the middle of an epoch. Here the order comes first: it
 follows from seed and epoch alone (:meth:`StoredImages.shuffled`). Ray Data gets a row for each
-portion of it, tasks anywhere in the trial's placement group decode portions ahead of the
-training, within a limit on what lies in the object store, and ``preserve_order`` hands the
-images over in that order. So training is the same as with images in memory, and can go on
-from any step.
+portion of it; two tasks at a time, on whichever nodes Ray Data chooses, decode portions ahead
+of the training, within a limit on what lies in the object store; and ``preserve_order`` hands
+the images over in that order. So training is the same as with images in memory, and can go on
+from any step. Every node must see the files, as ``rlprune preflight`` checks.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import ray
 from ray.data import DataContext, ExecutionResources
-from ray.util import get_current_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlprune.data import ImageArrays, ImageSet, StoredImages
 from rlprune.data.images import IntArray
@@ -82,7 +79,7 @@ class StreamFeed:
         if self._stored is None:
             self._stored = ray.put(self._images)
         parts = portions(epoch, step, share, self._images.portion)
-        size, where = len(share), _where()  # asked here: Ray Data has threads of its own
+        size = len(share)
         context = self._context()
         with DataContext.current(context):
             rows = ray.data.from_items(
@@ -91,9 +88,8 @@ class StreamFeed:
             decoded = rows.map_batches(
                 Decoding(self._stored, size),
                 batch_size=1,
-                num_cpus=0,  # those of the trial are reserved; while it trains they wait
+                num_cpus=0,  # trials may have reserved them all
                 compute=ray.data.TaskPoolStrategy(size=_TASKS),
-                ray_remote_args_fn=lambda: where,
             )
             batches = decoded.iter_batches(batch_size=size, prefetch_batches=1)
             return iter(batches)
@@ -150,15 +146,6 @@ def _store_bytes() -> int:
         if node["NodeID"] == here
     ]
     return min(STORE_BYTES, int(max(stores, default=0.0)) // 8) or STORE_BYTES
-
-
-def _where() -> dict[str, Any]:
-    """Ray Data spreads tasks over all nodes; a trial's belong into its placement group."""
-    group = get_current_placement_group()
-    if group is None:
-        return {}
-    strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-    return {"scheduling_strategy": strategy}
 
 
 def _data_error(error: BaseException | None) -> DataError | None:
