@@ -37,11 +37,11 @@ SPEC: dict[str, Any] = {
         "agents": {"hidden": 8, "samples_per_image": 4},
         "rollouts": {"rollouts_per_update": 32, "num_env_runners": 1},
         "training": {
-            "pretrain_epochs": 2,
+            "pretrain_epochs": 1,
             "runtime_importance_epochs": 1,
             "static_importance_epochs": 1,
-            "rounds": 5,
-            "updates_per_round": 3,
+            "rounds": 4,
+            "updates_per_round": 2,
             "finetune_epochs": 1,
             "batch_size": 64,
         },
@@ -53,12 +53,11 @@ SPEC: dict[str, Any] = {
         "resources": {"cpus": 1},
     },
     "space": {
-        "budgets.storage_max": {"grid": [0.4, 0.5, 0.6]},
+        "budgets.storage_max": {"grid": [0.4, 0.6]},
         "budgets.compute_max": {"same": "budgets.storage_max"},
     },
-    "max_concurrent": 2,
 }
-"""Three trials, each with a rollout worker of its own; a trial takes two of a node's CPUs."""
+"""Two trials, each with a rollout worker of its own; a trial takes two of a node's CPUs."""
 
 PATIENT = {"RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": "240"}
 """Ray's workers would give way to any other work on this computer, for minutes; and a node that
@@ -77,20 +76,14 @@ def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values(["trial", "method", "tradeoff_rate"]).reset_index(drop=True)
 
 
-def undisturbed(folder: Path, spec: dict[str, Any] = SPEC, **environment: str) -> pd.DataFrame:
-    """The rows of the same sweep on this computer alone, where nothing happens."""
-    (folder / "faults.yaml").write_text(yaml.safe_dump({**spec, "storage_path": "runs"}))
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "rlprune.cli.main", "sweep", "faults.yaml"],
-        cwd=folder,
-        env={**kept, "OMP_NUM_THREADS": "1", **PATIENT, **environment},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return load(folder / "runs" / "faults")
+def undisturbed(
+    sweep: Sweep, *more: str | Path, spec: dict[str, Any] | None = None
+) -> pd.DataFrame:
+    """The rows of the sweep where nothing happens."""
+    with ended(sweep.submit("--no-preflight", *more, spec=spec or SPEC)) as job:
+        output, _ = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 0, output
+    return sweep.rows()
 
 
 @dataclass(frozen=True)
@@ -247,7 +240,8 @@ class Sweep:
         """
         output, _ = job.communicate(timeout=PATIENCE)
         assert job.returncode == 0, output
-        assert set(self.states().values()) == {"finished"} and len(self.states()) == 3, output
+        states = self.states()
+        assert set(states) == set(calm["trial"]) and set(states.values()) == {"finished"}, output
         rows = self.rows()
         keys = rows[list(KEY)].astype(str)
         assert not keys.duplicated().any()

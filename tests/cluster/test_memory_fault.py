@@ -58,13 +58,16 @@ def test_a_process_out_of_memory(tmp_path: Path) -> None:
     code.mkdir()
     (code / "own_net.py").write_text(FACTORY.format(flag=str(flag)))
     trial = {**SPEC["trial"], "backbone": {"factory": "own_net:make"}}
-    spec: dict[str, Any] = {**SPEC, "trial": trial, "stop": {"max_failures": 5}}
+    grid = {**SPEC["space"], "budgets.storage_max": {"grid": [0.4, 0.5, 0.6]}}  # one starts later
+    spec: dict[str, Any] = {**SPEC, "trial": trial, "space": grid, "max_concurrent": 2}
+    spec["stop"] = {"max_failures": 5}
     limit = (memory.total - memory.available + ROOM) / memory.total
     monitor = {
         "RAY_memory_usage_threshold": f"{limit:.3f}",
         "RAY_memory_monitor_refresh_ms": "100",
     }
     with local_cluster("testmemory", storage=True, cpus=4, **PATIENT, **monitor) as cluster:
+        calm = undisturbed(Sweep(cluster, "calm", tmp_path), "--code", code, spec=spec)
         sweep = Sweep(cluster, "memory", tmp_path)
         with ended(sweep.submit("--no-preflight", "--code", code, spec=spec)) as job:
             sweep.until_two_have_saved(job)
@@ -72,7 +75,6 @@ def test_a_process_out_of_memory(tmp_path: Path) -> None:
             wait_until(lambda: not flag.exists(), job)
             seconds = sweep.recovery(set(sweep.states()), time.monotonic())
             note("out of memory", seconds)
-            calm = undisturbed(tmp_path, spec, PYTHONPATH=str(code))
             sweep.check(job, calm)
             reasons = [key for key in sweep.objects() if key.endswith("error.txt")]
             assert any("memory monitor" in sweep.text(key) for key in reasons)

@@ -39,16 +39,16 @@ TRIAL, ROLLOUTS, DRIVER = "ray::_Inner", "RolloutWorker", "rlprune.cli.main swee
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    rows = undisturbed(tmp_path_factory.mktemp("calm"))
-    assert len(rows) == 6 and rows["trial"].nunique() == 3
-    return rows
+def running() -> Iterator[RunningCluster]:
+    with local_cluster("testsweeps", storage=True, cpus=4, **ENVIRONMENT) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
-def running(calm: pd.DataFrame) -> Iterator[RunningCluster]:
-    with local_cluster("testsweeps", storage=True, cpus=4, **ENVIRONMENT) as cluster:
-        yield cluster
+def calm(running: RunningCluster, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    rows = undisturbed(Sweep(running, "calm", tmp_path_factory.mktemp("calm")))
+    assert len(rows) == 4 and rows["trial"].nunique() == 2
+    return rows
 
 
 @pytest.fixture
