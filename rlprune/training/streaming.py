@@ -89,7 +89,7 @@ class StreamFeed:
                 Decoding(self._stored, size),
                 batch_size=1,
                 num_cpus=0,  # trials may have reserved them all
-                compute=ray.data.TaskPoolStrategy(size=_TASKS),
+                compute=ray.data.TaskPoolStrategy(size=min(_TASKS, len(parts))),
             )
             batches = decoded.iter_batches(batch_size=size, prefetch_batches=1)
             return iter(batches)
