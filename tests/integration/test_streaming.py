@@ -159,17 +159,6 @@ def test_a_sweeps_trial_that_takes_every_cpu_is_streamed_as_well(
     assert rows["test_loss"].tolist() == [row.test_loss for row in alone]
 
 
-def test_a_parquet_trial_is_streamed_and_learns(tiny: Tiny, tmp_path: Path) -> None:
-    write_digits_parquet(tmp_path)
-    changes = {**SHORT, "data__name": "parquet", "training__pretrain_epochs": 12}
-    accuracies = []
-    for streaming in (True, False):
-        rows, _ = run(tiny(data__root=str(tmp_path), data__streaming=streaming, **changes))
-        accuracies.append([row.test_accuracy for row in rows])
-    assert np.min(accuracies) > 0.3  # chance: 0.1
-    assert np.allclose(*accuracies, atol=0.15)  # another order of the same images
-
-
 @pytest.mark.slow
 def test_an_epoch_of_a_set_larger_than_the_memory_it_may_take(tmp_path: Path) -> None:
     """350 MB of pixels through an object store of 96 MB; processes hardly grow."""
