@@ -65,6 +65,9 @@ class DataConfig:
         validation_fraction: part of the training images held out, per class.
         augment: "auto" uses the set's usual augmentation, "none" uses none.
         max_train_images: use only so many training images (stratified), None = all.
+        streaming: leave the images of ``imagefolder`` and ``parquet`` in their files and decode
+            them whenever they are used, through Ray Data for the epochs of training: for sets
+            larger than the memory. Slower where they would fit.
     """
 
     name: DatasetName = "digits"
@@ -74,6 +77,7 @@ class DataConfig:
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     augment: Literal["auto", "none"] = "auto"
     max_train_images: AtLeastOne | None = None
+    streaming: bool = False
 
 
 @dataclass(frozen=True, config=_STRICT)

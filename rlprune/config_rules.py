@@ -66,6 +66,12 @@ def cross_problems(values: Mapping[str, Any], defaults: Any) -> list[Problem]:
         if all(isinstance(end, (int, float)) for end in span) and not 0.0 < low <= high:
             rule = "must be (low, high) with 0 < low <= high"
             problems.append(Problem("budgets.train_range", rule, span, "Write it as [0.3, 0.7]."))
+    data = values.get("data", {})
+    if isinstance(data, Mapping) and data.get("streaming") is True:
+        name = data.get("name", defaults.data.name)
+        if name not in ("imagefolder", "parquet"):
+            rule, remedy = "only imagefolder and parquet can be streamed", "Set it to false."
+            problems.append(Problem("data.streaming", rule, name, remedy))
     return problems + _cascade_problems(values, defaults)
 
 

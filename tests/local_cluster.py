@@ -62,7 +62,7 @@ class RunningCluster:
 
 @contextlib.contextmanager
 def local_cluster(
-    name: str, workers: int = 2, storage: bool = False, **environment: str
+    name: str, workers: int = 2, storage: bool = False, cpus: int = 1, **environment: str
 ) -> Iterator[RunningCluster]:
     """Starts a cluster of that name, which no other test uses, and takes it down."""
     try:
@@ -74,7 +74,7 @@ def local_cluster(
     shape = Shape(
         network=network.choose_network(name),
         workers=workers,
-        cpus=1,
+        cpus=cpus,
         head_cpus=0,
         store_mb=100,
         memory_gb=2.0,

@@ -120,9 +120,11 @@ def _frozen(file: Path, paths: list[Path], run: Path | None, budget: float | Non
             from rlprune.export.run import images_of
 
             images = images_of(run, spec)
-            frozen = freeze(file, images.validation.images, budget)
+            watched = images.validation.take(np.arange(len(images.validation)))
+            frozen = freeze(file, watched.images, budget)
             status.update("Measuring the test accuracy.")
-            return with_accuracy(frozen, images.test.images, images.test.labels)
+            test = images.test.take(np.arange(len(images.test)))
+            return with_accuracy(frozen, test.images, test.labels)
         except ValueError as error:  # the budget is out of range
             raise ArtifactError(f"{file}: {error}. Leave it out or change it.") from None
 

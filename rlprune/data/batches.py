@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlprune.data.images import Augmentation, ByteArray, ImageArrays, IntArray
+from rlprune.data.images import Augmentation, ByteArray, Images, IntArray
 from rlprune.errors import DataError
 from rlprune.replicas import Share
 
@@ -117,7 +117,7 @@ def epoch_order(count: int, generator: np.random.Generator) -> IntArray:
 
 
 def iterate_batches(
-    arrays: ImageArrays,
+    arrays: Images,
     batch_size: int,
     generator: np.random.Generator | None,
     mean: Sequence[float],
@@ -158,7 +158,7 @@ def iterate_batches(
 
 
 def _generate(
-    arrays: ImageArrays,
+    arrays: Images,
     batch_size: int,
     generator: np.random.Generator | None,
     mean: Sequence[float],
@@ -168,14 +168,14 @@ def _generate(
     device: str | torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     count = len(arrays)
-    order = np.arange(count) if generator is None else epoch_order(count, generator)
+    order = np.arange(count) if generator is None else arrays.shuffled(generator)
     end = count - count % batch_size if drop_last and count >= batch_size else count
     for start in range(0, end, batch_size):
-        chosen = order[start : min(start + batch_size, end)]
-        images = arrays.images[chosen]
+        chosen = arrays.take(order[start : min(start + batch_size, end)])
+        images = chosen.images
         if generator is not None:
             images = augment(images, augmentation, generator)
-        labels = torch.from_numpy(arrays.labels[chosen]).to(device)
+        labels = torch.from_numpy(chosen.labels).to(device)
         yield normalize(images, mean, std, device), labels
 
 

@@ -98,6 +98,7 @@ def decode_images(
     image_format: ImageFormat,
     what: str,
     progress: Progress | None,
+    threads: int | None = None,
 ) -> ByteArray:
     """Decode images on several threads.
 
@@ -111,6 +112,7 @@ def decode_images(
         image_format: what they are brought to.
         what: named in log and progress, for example "training images".
         progress: called after every portion; see :data:`rlprune.data.source.Progress`.
+        threads: how many; None: as many as there are cores.
 
     Returns:
         uint8 ``[N, C, H, W]``.
@@ -123,7 +125,7 @@ def decode_images(
     pixels = _allocate(total, image_format)
     failures: list[str] = []
     done = 0
-    with ThreadPoolExecutor(max_workers=_threads()) as pool:
+    with ThreadPoolExecutor(max_workers=threads or _threads()) as pool:
         for batch in batches:
             starts = range(0, len(batch), _IMAGES_PER_TASK)
             parts = [batch[start : start + _IMAGES_PER_TASK] for start in starts]
@@ -157,7 +159,7 @@ def _allocate(total: int, image_format: ImageFormat) -> ByteArray:
         raise DataError(
             f"{total} images of {image_format.height}x{image_format.width} pixels take "
             f"{size:.1f} GiB, more than there is memory. "
-            "Set data.max_train_images, or a smaller data.image_size."
+            "Set data.streaming: true, data.max_train_images, or a smaller data.image_size."
         ) from error
 
 

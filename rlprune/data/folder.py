@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlprune.data.decode import EncodedImage, ImageFormat, decode_images, probe_format
 from rlprune.data.images import ByteArray, IntArray
 from rlprune.data.source import ImageSource, Progress, RawSet, check_folder
+from rlprune.data.stored import ImageFiles
 from rlprune.errors import DataError
 
 _SUFFIXES = frozenset(
@@ -126,20 +129,31 @@ def _source(
     what: str,
     progress: Progress | None,
 ) -> ImageSource:
-    read = partial(_read, files, image_format, what, progress)
-    return ImageSource(labels, read, str(folder))
+    # One array instead of a million paths: processes that share it have one copy per node.
+    names = np.array([os.fsencode(path.relative_to(folder)) for path in files])
+    encoded = partial(_encoded, folder, names)
+
+    def read(indices: IntArray) -> ByteArray:
+        return decode_images(encoded(indices), len(indices), image_format, what, progress)
+
+    stored = ImageFiles(encoded, image_format, None, partial(_identity, folder, names))
+    return ImageSource(labels, np.arange(len(labels)), read, str(folder), stored)
 
 
-def _read(
-    files: list[Path],
-    image_format: ImageFormat,
-    what: str,
-    progress: Progress | None,
-    indices: IntArray,
-) -> ByteArray:
-    def batches() -> Iterator[list[EncodedImage]]:
-        for start in range(0, len(indices), _BATCH):
-            chosen = [files[index] for index in indices[start : start + _BATCH].tolist()]
-            yield [EncodedImage(str(path), path) for path in chosen]
+def _encoded(
+    folder: Path, names: NDArray[np.bytes_], indices: IntArray
+) -> Iterator[Sequence[EncodedImage]]:
+    """The images at ascending positions, still in their files."""
+    for start in range(0, len(indices), _BATCH):
+        chosen = names[indices[start : start + _BATCH]].tolist()
+        paths = [folder / os.fsdecode(name) for name in chosen]
+        yield [EncodedImage(str(path), path) for path in paths]
 
-    return decode_images(batches(), len(indices), image_format, what, progress)
+
+def _identity(folder: Path, names: NDArray[np.bytes_]) -> bytes:
+    """Digest of the files' names, sizes and times of change [s]."""
+    digest = hashlib.sha256()
+    for name in names.tolist():
+        found = (folder / os.fsdecode(name)).stat()
+        digest.update(name + f"\0{found.st_size} {int(found.st_mtime)}\0".encode())
+    return digest.digest()

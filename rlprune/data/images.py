@@ -1,10 +1,11 @@
-"""Image sets in memory: plain arrays that Ray can share between processes."""
+"""Image sets: plain arrays that Ray can share between processes, or images left in their files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,45 @@ IntArray = npt.NDArray[np.int64]
 Augmentation = Literal["none", "shift", "crop_flip"]
 
 _STATISTICS_CHUNK_BYTES = 1 << 24
+
+
+class Images(Protocol):
+    """Labelled images of one shape, held in memory (:class:`ImageArrays`) or read when needed.
+
+    Attributes:
+        labels: int64 ``[N]``, class numbers from 0.
+    """
+
+    @property
+    def labels(self) -> IntArray: ...  # noqa: D102
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one image."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the set takes in memory."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: IntArray | Sequence[int]) -> ImageArrays:
+        """The images at ``indices`` in that order, as arrays."""
+        ...
+
+    def shuffled(self, generator: np.random.Generator) -> IntArray:
+        """An order of all images, int64 ``[N]``, in which they can be read at a good pace."""
+        ...
+
+    def drawn(self, generator: np.random.Generator, count: int) -> IntArray:
+        """Positions of images drawn at random, with repetition, int64 ``[count]``."""
+        ...
+
+    def identity(self) -> bytes:
+        """A digest that differs where images or labels do."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +97,32 @@ class ImageArrays:
         """Number of images N."""
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels and labels."""
+        return self.images.nbytes + self.labels.nbytes
+
+    def shuffled(self, generator: np.random.Generator) -> IntArray:
+        """A permutation of all positions, int64 ``[N]``."""
+        return generator.permutation(len(self))
+
+    def drawn(self, generator: np.random.Generator, count: int) -> IntArray:
+        """Positions drawn with repetition, int64 ``[count]``."""
+        return generator.choice(len(self), count)
+
+    def identity(self) -> bytes:
+        """Digest of shape, pixels and labels."""
+        digest = hashlib.sha256(str(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.digest()
+
     def take(self, indices: IntArray | Sequence[int]) -> ImageArrays:
         """Copy the images and labels at ``indices``, in that order.
 
@@ -90,9 +156,9 @@ class ImageSet:
     """
 
     name: str
-    train: ImageArrays
-    validation: ImageArrays
-    test: ImageArrays
+    train: Images
+    validation: Images
+    test: Images
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -101,9 +167,9 @@ class ImageSet:
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
         for split, arrays in (("validation", self.validation), ("test", self.test)):
-            if arrays.images.shape[1:] != self.input_shape:
+            if arrays.shape != self.input_shape:
                 raise DataError(
-                    f"{self.name}: {split} images have shape {list(arrays.images.shape[1:])} "
+                    f"{self.name}: {split} images have shape {list(arrays.shape)} "
                     f"but training images {list(self.input_shape)}; all must agree "
                     "(channels, rows, columns). Convert them to one shape."
                 )
@@ -122,30 +188,26 @@ class ImageSet:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of one image."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+        return self.train.shape
 
 
-def channel_statistics(images: ByteArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(
+    images: ByteArray | Iterable[ByteArray],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, in units of [0, 1] pixel values.
 
     Computed exactly from a histogram of the 256 pixel values, so the result depends on
     neither the order of the images nor the number of threads.
 
     Args:
-        images: uint8 ``[N, C, H, W]``, N >= 1.
+        images: uint8 ``[N, C, H, W]``, N >= 1; or several such arrays, one after the other.
 
     Returns:
         ``(mean, std)``, C numbers each; std is 1.0 for a constant channel, so that
         dividing by it is always safe.
     """
-    count, channels = images.shape[:2]
-    histogram = np.zeros((channels, 256), dtype=np.int64)
-    step = max(1, _STATISTICS_CHUNK_BYTES // max(1, images[0].size))
-    for start in range(0, count, step):
-        chunk = images[start : start + step]
-        for channel in range(channels):
-            histogram[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
+    arrays = [images] if isinstance(images, np.ndarray) else images
+    histogram = sum(map(_histogram, arrays), start=np.zeros(256, dtype=np.int64))
     values = np.arange(256) / 255.0
     pixels = histogram.sum(axis=1)
     mean = histogram @ values / pixels
@@ -153,3 +215,15 @@ def channel_statistics(images: ByteArray) -> tuple[tuple[float, ...], tuple[floa
     constant = np.count_nonzero(histogram, axis=1) <= 1
     std = np.where(constant, 1.0, np.sqrt(variance))
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _histogram(images: ByteArray) -> IntArray:
+    """How often each pixel value occurs in each channel, int64 ``[C, 256]``."""
+    count, channels = images.shape[:2]
+    histogram = np.zeros((channels, 256), dtype=np.int64)
+    step = max(1, _STATISTICS_CHUNK_BYTES // max(1, images[0].size))
+    for start in range(0, count, step):
+        chunk = images[start : start + step]
+        for channel in range(channels):
+            histogram[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
+    return histogram

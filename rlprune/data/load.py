@@ -10,29 +10,35 @@ from rlprune.config import DataConfig
 from rlprune.data.cifar import read_cifar10
 from rlprune.data.folder import read_image_folder
 from rlprune.data.idx import read_fashion_mnist
-from rlprune.data.images import Augmentation, ImageArrays, ImageSet, channel_statistics
+from rlprune.data.images import Augmentation, ImageArrays, Images, ImageSet, channel_statistics
 from rlprune.data.parquet import read_parquet
 from rlprune.data.source import ImageSource, Progress, RawSet, array_source
 from rlprune.data.split import stratified_split, subsample
+from rlprune.data.stored import PORTION, StoredImages
 from rlprune.errors import DataError
 
 TEST_FRACTION = 0.2
 """Part of the images held out for testing where a set has no test images of its own."""
 
+STATISTICS_IMAGES = 10_000
+"""Training images whose mean and standard deviation are taken where not all are in memory."""
+
 _TEST_SPLIT_SEED = 20221114
+_STATISTICS_STREAM = 2
 _DIGITS_LARGEST_VALUE = 16
 
 logger = logging.getLogger(__name__)
 
 
 def load_image_set(config: DataConfig, seed: int, progress: Progress | None = None) -> ImageSet:
-    """Read an image set into memory and split it.
+    """Read an image set into memory (or, with ``streaming``, find its files) and split it.
 
     The test images never depend on ``seed``: they are the set's own, or a fixed stratified
     fifth where it has none (``digits``, folders without test images). Of the other images
     ``max_train_images`` are taken (all if None), and ``validation_fraction`` of those is
     held out for validation, both stratified and chosen by ``seed``. Images left out are
-    not decoded.
+    not decoded. With ``streaming`` pixels are decoded when they are used, again each time;
+    only the statistics are taken here, of at most 10,000 training images.
 
     Args:
         config: which set, where, and how it is split.
@@ -46,24 +52,23 @@ def load_image_set(config: DataConfig, seed: int, progress: Progress | None = No
         DataError: anything about the files, images, labels or classes that makes them
             unusable; the message names the file (and row) or class and the remedy.
     """
-    raw = _read(config, progress)
+    raw = _read(config, None if config.streaming else progress)
     pool_source, test_source = _separate_test(raw, config.name)
     _check_classes(pool_source, "training", 2, raw.class_names)
     _check_classes(test_source, "test", 1, raw.class_names)
     if config.max_train_images is not None:
         chosen = subsample(pool_source.labels, config.max_train_images, seed)
         pool_source = pool_source.select(chosen)
-    pool = pool_source.load()
-    kept, held_out = stratified_split(
-        pool.labels, config.validation_fraction, seed, raw.class_names
+    splits = _stored if config.streaming else _loaded
+    train, validation, test = splits(
+        pool_source, test_source, config.validation_fraction, seed, raw.class_names
     )
-    train = pool.take(kept)
-    mean, std = channel_statistics(train.images)
+    mean, std = _statistics(train, seed)
     image_set = ImageSet(
         name=config.name,
         train=train,
-        validation=pool.take(held_out),
-        test=test_source.load(),
+        validation=validation,
+        test=test,
         class_names=raw.class_names,
         mean=mean,
         std=std,
@@ -71,6 +76,51 @@ def load_image_set(config: DataConfig, seed: int, progress: Progress | None = No
     )
     _log_summary(image_set)
     return image_set
+
+
+def _loaded(
+    pool: ImageSource, test: ImageSource, fraction: float, seed: int, class_names: tuple[str, ...]
+) -> tuple[Images, Images, Images]:
+    """Training, validation and test images in memory."""
+    images = pool.load()
+    kept, held_out = stratified_split(images.labels, fraction, seed, class_names)
+    return images.take(kept), images.take(held_out), test.load()
+
+
+def _stored(
+    pool: ImageSource, test: ImageSource, fraction: float, seed: int, class_names: tuple[str, ...]
+) -> tuple[Images, Images, Images]:
+    """Training, validation and test images in their files.
+
+    Raises:
+        DataError: the set has no files to stay in.
+    """
+    kept, held_out = stratified_split(pool.labels, fraction, seed, class_names)
+    sources = (pool.select(kept), pool.select(held_out), test)
+    found = []
+    for source in sources:
+        if source.files is None:
+            raise DataError(
+                f"data.streaming: {source.where} is read whole. Set data.streaming to false, or "
+                "use data.name imagefolder or parquet."
+            )
+        found.append(StoredImages(source.files, source.positions, source.labels))
+    return found[0], found[1], found[2]
+
+
+def _statistics(train: Images, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the training images, or of a fixed choice of many."""
+    if isinstance(train, ImageArrays):
+        return channel_statistics(train.images)
+    assert isinstance(train, StoredImages)
+    generator = np.random.default_rng((seed, _STATISTICS_STREAM))
+    chosen = np.arange(len(train))
+    if len(train) > STATISTICS_IMAGES:
+        chosen = train.shuffled(generator)[:STATISTICS_IMAGES]
+    parts = (chosen[i : i + train.portion] for i in range(0, len(chosen), train.portion))
+    return channel_statistics(
+        found.images for part in parts for found in train.stream(part, PORTION)
+    )
 
 
 def _read(config: DataConfig, progress: Progress | None) -> RawSet:
@@ -145,7 +195,7 @@ def _augmentation(config: DataConfig, grey: bool) -> Augmentation:
 
 
 def _log_summary(image_set: ImageSet) -> None:
-    sizes: list[ImageArrays] = [image_set.train, image_set.validation, image_set.test]
+    sizes: list[Images] = [image_set.train, image_set.validation, image_set.test]
     logger.info(
         "%s: %d training, %d validation, %d test images of shape %s, %d classes",
         image_set.name,

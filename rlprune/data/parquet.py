@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from rlprune.data.decode import EncodedImage, ImageFormat, decode_images, probe_format
 from rlprune.data.images import ByteArray, IntArray
 from rlprune.data.source import ImageSource, Progress, RawSet, check_folder, check_label_range
+from rlprune.data.stored import ImageFiles
 from rlprune.errors import DataError
 
 _BATCH_ROWS = 2048
@@ -24,11 +26,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Table:
-    """One Parquet file: its place, labels ``[N]`` and metadata of the schema."""
+    """One Parquet file: its place, labels ``[N]``, metadata of the schema, row groups' lengths."""
 
     path: Path
     labels: IntArray
     metadata: Mapping[bytes, bytes]
+    groups: tuple[int, ...]
 
 
 def read_parquet(root: str | None, image_size: int | None, progress: Progress | None) -> RawSet:
@@ -67,7 +70,7 @@ def read_parquet(root: str | None, image_size: int | None, progress: Progress | 
     class_names = _class_names(train)
     for table in (*train, *test):
         check_label_range(table.labels, len(class_names), partial(_row_name, table.path))
-    first = next(_encoded(train[:1], np.zeros(1, dtype=np.int64)))[0]
+    first = next(_encoded_rows(train[0].path, np.zeros(1, dtype=np.int64)))[0]
     image_format = probe_format(first, image_size)
     return RawSet(
         train=_source(train, folder, image_format, "training images", progress),
@@ -102,9 +105,11 @@ def _read_table(path: Path) -> _Table:
                     "image needs an integer label. Add the labels or remove the rows."
                 )
             labels = column.cast(pa.int64()).to_numpy()
+            count = file.num_row_groups
+            groups = tuple(file.metadata.row_group(group).num_rows for group in range(count))
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
-    return _Table(path, np.asarray(labels, dtype=np.int64), dict(schema.metadata or {}))
+    return _Table(path, np.asarray(labels, dtype=np.int64), dict(schema.metadata or {}), groups)
 
 
 def _check_columns(path: Path, schema: Any) -> None:
@@ -155,23 +160,43 @@ def _source(
     what: str,
     progress: Progress | None,
 ) -> ImageSource:
+    paths = [table.path for table in tables]
+    counts = tuple(len(table.labels) for table in tables)
+    encoded = partial(_encoded, paths, counts)
+
     def read(indices: IntArray) -> ByteArray:
-        return decode_images(_encoded(tables, indices), len(indices), image_format, what, progress)
+        return decode_images(encoded(indices), len(indices), image_format, what, progress)
 
-    return ImageSource(np.concatenate([table.labels for table in tables]), read, str(folder))
+    lengths = [length for table in tables for length in table.groups if length]
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    stored = ImageFiles(encoded, image_format, starts, partial(_identity, paths))
+    labels = np.concatenate([table.labels for table in tables])
+    return ImageSource(labels, np.arange(len(labels)), read, str(folder), stored)
 
 
-def _encoded(tables: Sequence[_Table], indices: IntArray) -> Iterator[list[EncodedImage]]:
+def _identity(paths: Sequence[Path]) -> bytes:
+    """Digest of the files' names, sizes and times of change [s]."""
+    digest = hashlib.sha256()
+    for path in paths:
+        found = path.stat()
+        digest.update(f"{path.name}\0{found.st_size} {int(found.st_mtime)}\0".encode())
+    return digest.digest()
+
+
+def _encoded(
+    paths: Sequence[Path], counts: Sequence[int], indices: IntArray
+) -> Iterator[Sequence[EncodedImage]]:
     """Read the encoded images at the ascending positions ``indices`` over all files.
 
     Row groups without a chosen row are skipped; at most ``_BATCH_ROWS`` rows are in
     memory at a time.
     """
     start = 0
-    for table in tables:
-        end = start + len(table.labels)
+    for path, count in zip(paths, counts, strict=True):
+        end = start + count
         rows = indices[(indices >= start) & (indices < end)] - start
-        yield from _encoded_rows(table.path, rows)
+        if len(rows):
+            yield from _encoded_rows(path, rows)
         start = end
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlprune.data.images import ByteArray, ImageArrays, IntArray
 from rlprune.errors import DataError
+
+if TYPE_CHECKING:
+    from rlprune.data.stored import ImageFiles
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being read, images done, images in all) on the caller's thread."""
@@ -21,18 +26,22 @@ class ImageSource:
 
     Attributes:
         labels: int64 ``[N]``, in 0..K-1.
+        positions: of these images among those that ``read`` knows, ascending int64 ``[N]``.
         read: maps ascending positions ``[M]`` to their pixels, uint8 ``[M, C, H, W]``.
         where: file or folder, for messages.
+        files: the same images for reading a few at a time; None: they are in memory anyway.
     """
 
     labels: IntArray
+    positions: IntArray
     read: Callable[[IntArray], ByteArray]
     where: str
+    files: ImageFiles | None = None
 
     def select(self, indices: IntArray) -> ImageSource:
         """Restrict the source to the ascending positions ``indices``, still unread."""
-        return ImageSource(
-            self.labels[indices], lambda chosen: self.read(indices[chosen]), self.where
+        return dataclasses.replace(
+            self, labels=self.labels[indices], positions=self.positions[indices]
         )
 
     def load(self) -> ImageArrays:
@@ -41,7 +50,7 @@ class ImageSource:
         Raises:
             DataError: images that cannot be read; the message names them.
         """
-        return ImageArrays(self.read(np.arange(len(self.labels))), self.labels)
+        return ImageArrays(self.read(self.positions), self.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +81,7 @@ def array_source(images: ByteArray, labels: IntArray, where: str) -> ImageSource
     Returns:
         The source of these images.
     """
-    return ImageSource(labels, lambda chosen: images[chosen], where)
+    return ImageSource(labels, np.arange(len(labels)), lambda chosen: images[chosen], where)
 
 
 def check_label_range(labels: IntArray, num_classes: int, describe: Callable[[int], str]) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from rlprune import __version__
-from rlprune.data import ImageArrays, ImageSet, iterate_batches, load_image_set
+from rlprune.data import Images, ImageSet, iterate_batches, load_image_set
 from rlprune.deploy import PrunedModel
 from rlprune.deploy.spec import ModelSpec
 from rlprune.errors import ArtifactError
@@ -205,7 +205,7 @@ def images_of(run: Path, spec: ModelSpec) -> ImageSet:
     return images
 
 
-def accuracy_of(model: PrunedModel, images: ImageSet, arrays: ImageArrays) -> float:
+def accuracy_of(model: PrunedModel, images: ImageSet, arrays: Images) -> float:
     """Top-1 accuracy of a shipped model."""
     right = 0
     for pixels, labels in iterate_batches(arrays, 250, None, images.mean, images.std):

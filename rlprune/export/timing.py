@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlprune import files
 from rlprune.config import config_from_dict
-from rlprune.data import ImageArrays, load_image_set
+from rlprune.data import Images, load_image_set
 from rlprune.deploy import PrunedModel
 from rlprune.deploy.bench import Report, Setting, Timing, compare, machine
 from rlprune.deploy.rivals import DENSE
@@ -137,10 +137,10 @@ def pixels_of(row: Record, count: int) -> Tensor:
     return some(load_image_set(config.data, config.seed).test, count)
 
 
-def some(images: ImageArrays, count: int) -> Tensor:
+def some(images: Images, count: int) -> Tensor:
     """At most so many images, evenly picked, uint8 [N, C, H, W]."""
     chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(np.int64)
-    return torch.from_numpy(images.images[chosen].copy())
+    return torch.from_numpy(images.take(chosen).images)
 
 
 def latency_of(timing: Timing, dense: Timing | None, setting: Setting) -> Latency:

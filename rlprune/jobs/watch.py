@@ -201,6 +201,18 @@ def asked(cluster: Cluster, ask: Callable[[], Any]) -> Any:
 
     try:
         return ask()
-    except (AuthenticationError, RuntimeError, OSError, ValueError) as error:
+    except OSError as error:  # requests' errors are such
+        raise ClusterError(
+            f"{cluster.address}: the job server does not answer ({_reason(error)}). Where only the "
+            "connection is lost, the job goes on: `rlprune jobs logs JOB --follow`. Where the head "
+            "is lost, submit again to a new cluster: the sweep goes on from its storage."
+        ) from None
+    except (AuthenticationError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         raise ClusterError(f"{cluster.address}: {text[:500]}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The last words of an error: what the operating system said."""
+    text = " ".join(str(error).split())
+    return text.rpartition(": ")[2].strip("'\")>") or type(error).__name__

@@ -55,7 +55,7 @@ class ImageFacts:
             train=len(images.train),
             num_classes=images.num_classes,
             input_shape=images.input_shape,
-            bytes=sum(split.images.nbytes + split.labels.nbytes for split in splits),
+            bytes=sum(split.nbytes for split in splits),
         )
 
 

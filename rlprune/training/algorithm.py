@@ -25,7 +25,7 @@ from rlprune.agents.modules import module_spec
 from rlprune.agents.networks import RUNTIME, STATIC, RuntimeAgent, StaticAgent
 from rlprune.agents.rollout import Rollout
 from rlprune.config import TrialConfig
-from rlprune.data import ImageSet, load_image_set
+from rlprune.data import ImageSet, StoredImages, load_image_set
 from rlprune.errors import RolloutError, TrainingDivergedError
 from rlprune.training.algorithm_config import PruningAlgorithmConfig
 from rlprune.training.checkpoint import read_checkpoint, write_checkpoint
@@ -40,6 +40,7 @@ from rlprune.training.learner import CLIP_FRACTION_KEY, KL_KEY, Chunk
 from rlprune.training.program import TrialProgram
 from rlprune.training.progress import Interrupted, Reporter
 from rlprune.training.setup import TrialSetup, setup_trial
+from rlprune.training.streaming import streaming_trainer
 from rlprune.training.trainer import PhaseTrainer, TrainerFactory
 from rlprune.training.worker import RolloutWorker, SampleRequest
 
@@ -89,6 +90,8 @@ class PruningAlgorithm(Algorithm):
         self.config = own
         super().setup(own)
         trainers: TrainerFactory = PhaseTrainer
+        if isinstance(images.train, StoredImages):
+            trainers = streaming_trainer
         if trial.resources.cnn_workers > 1:
             self._cnn_workers = CnnWorkers(own, self._images_ref)
             trainers = self._cnn_workers.trainer

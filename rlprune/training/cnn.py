@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from rlprune.data import (
     ImageArrays,
+    Images,
     ImageSet,
     augment,
-    epoch_order,
     iterate_batches,
     normalize,
 )
@@ -99,15 +99,21 @@ class Feed(Protocol):
     def take(self, epoch: Epoch, step: int, share: Share) -> ImageArrays:
         """The images at ``epoch.positions(step, share)``; steps mostly come in order."""
 
+    def close(self) -> None:
+        """Nothing is taken for now: ends reading ahead."""
+
 
 class _Memory:
-    """A feed of images that are held (or decoded one by one)."""
+    """A feed that takes a batch when it is asked for it."""
 
-    def __init__(self, images: ImageArrays) -> None:
+    def __init__(self, images: Images) -> None:
         self._images = images
 
     def take(self, epoch: Epoch, step: int, share: Share) -> ImageArrays:
         return self._images.take(epoch.positions(step, share))
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 def run_steps(
@@ -221,6 +227,11 @@ class CnnTrainer:
             return run_steps(steps, lambda: self.take_step(gates), report)
         finally:
             self.network.eval()
+            self.close()
+
+    def close(self) -> None:
+        """After the last step for now."""
+        self._feed.close()
 
     def take_step(self, gates: GateFactory | None) -> Step:
         """Takes one optimizer step; the network must be in training mode.
@@ -248,7 +259,7 @@ class CnnTrainer:
     def _order_of(self, number: int) -> Epoch:
         if self._epoch is None or self._epoch.number != number:
             shuffle = np.random.default_rng([*self.seed, 1, number])
-            order = epoch_order(len(self.images.train), shuffle)
+            order = self.images.train.shuffled(shuffle)
             self._epoch = Epoch(number, order, self.schedule.batch_size)
         return self._epoch
 
@@ -323,7 +334,7 @@ def reestimate_batchnorm(
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     rng = np.random.default_rng(seed)
-    chosen = images.train.take(rng.permutation(len(images.train))[:count])
+    chosen = images.train.take(images.train.shuffled(rng)[:count])
     network.eval()
     for norm in norms:
         norm.reset_running_stats()

@@ -36,6 +36,7 @@ from rlprune.training.gates import GateRecipe, gates_of
 from rlprune.training.group import Group, Place
 from rlprune.training.progress import Interrupted
 from rlprune.training.setup import TrialSetup, build_network, without_weights
+from rlprune.training.streaming import feed_of
 from rlprune.training.trainer import CnnJob, PhaseTrainer
 
 _Answer = TypeVar("_Answer")
@@ -113,13 +114,19 @@ class CnnLearner(TorchLearner):
         for agent in recipe.agents or ():
             agent.to(self.kind)
         self.trainer = PhaseTrainer(
-            self.trial_setup, self.images, self.network, given.job, self.replicas
+            self.trial_setup,
+            self.images,
+            self.network,
+            given.job,
+            self.replicas,
+            feed_of(self.images),
         )
         self.trainer.load_state_dict(given.trainer)
         self.take_step = self.trainer.steps(recipe)
 
     def end(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The first learner's network and trainer after a run; all others' are the same."""
+        self.trainer.close()
         if self.replicas.rank > 0:
             return None
         state = self.network.state_dict()

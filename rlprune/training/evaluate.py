@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlprune.config import EvaluationConfig
-from rlprune.data import ImageArrays, ImageSet, iterate_batches
+from rlprune.data import Images, ImageSet, iterate_batches
 from rlprune.mdp import PruningGate
 from rlprune.pruning import EpisodeBudgets, Gate, GatedNetwork, Point
 from rlprune.training.cnn import reestimate_batchnorm
@@ -196,14 +196,14 @@ class Evaluator:
         return with_dial(budgets, best)
 
     def split(
-        self, network: GatedNetwork, method: Method, budgets: EpisodeBudgets, arrays: ImageArrays
+        self, network: GatedNetwork, method: Method, budgets: EpisodeBudgets, arrays: Images
     ) -> SplitResult:
         """Runs one split through the network as it is and sums up; see :meth:`passes`."""
         return self.passes(network, method, budgets, arrays).result(len(self.images.class_names))
 
     @torch.no_grad()
     def passes(
-        self, network: GatedNetwork, method: Method, budgets: EpisodeBudgets, arrays: ImageArrays
+        self, network: GatedNetwork, method: Method, budgets: EpisodeBudgets, arrays: Images
     ) -> Passes:
         """Runs one split through the network as it is.
 

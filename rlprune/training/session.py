@@ -202,13 +202,13 @@ def run_trial(
     setup_trial(config, images)
     checkpoint = prepare_folder(config, folder.root, resume)
     watching = SessionReporter(inner, folder.root / "tensorboard")
-    bytes_of_images = images.train.images.nbytes + images.validation.images.nbytes
+    splits = (images.train, images.validation, images.test)
     try:
         with (
             _stop_on_sigint(watching),
             private_ray(
                 num_cpus=logical_cpus(config),
-                store_bytes=bytes_of_images + images.test.images.nbytes,
+                store_bytes=sum(split.nbytes for split in splits),
             ),
         ):
             finished = _run(config, images, folder, checkpoint, watching)

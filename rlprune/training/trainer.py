@@ -167,6 +167,10 @@ class PhaseTrainer:
         self.network.train()
         return lambda: self.cnn.take_step(gates)
 
+    def close(self) -> None:
+        """For who takes the steps one by one: after the last of them."""
+        self.cnn.close()
+
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and position."""
         return self.cnn.state_dict()

@@ -98,7 +98,7 @@ class RolloutWorker(EnvRunner):
         ).spawn(3)
         rng = np.random.default_rng(seeds[0])
         group = self.trial.agents.samples_per_image
-        arrays = images.train.take(rng.choice(len(images.train), request.episodes // group))
+        arrays = images.train.take(images.train.drawn(rng, request.episodes // group))
         pixels = augment(arrays.images, images.augmentation, rng)
         inputs = normalize(pixels, images.mean, images.std, self.device)
         labels = torch.from_numpy(arrays.labels).to(self.device)

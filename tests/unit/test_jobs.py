@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from rlprune.jobs.entry import only_failed_left
 from rlprune.jobs.package import LIMIT_BYTES, SPEC_FILE, code_files, packed
 from rlprune.jobs.places import check_places
 from rlprune.jobs.supervise import Patience, keep_going
-from rlprune.jobs.watch import JobState
+from rlprune.jobs.watch import JobState, asked
 from rlprune.sweep.spec import SweepSpec, spec_from_dict
 from rlprune.sweep.status import FAILED, FINISHED, INTERRUPTED, RUNNING, SweepStatus
 
@@ -448,3 +449,18 @@ def test_the_exit_status_of_following(status: str, code: int | None, expected: i
     state = JobState.of(details)
     assert state.command_status == expected and state.over
     assert (state.started, state.ended, state.message) == (1.5, None, "last")
+
+
+def test_a_job_server_that_is_gone_is_told_in_words() -> None:
+    def ask() -> None:
+        raise requests.exceptions.ConnectionError(
+            "HTTPConnectionPool(host='10.0.0.2', port=8265): Max retries exceeded with url: "
+            "/api/jobs/small-r1 (Caused by NewConnectionError(\"HTTPConnection(host='10.0.0.2', "
+            'port=8265): Failed to establish a new connection: [Errno 113] No route to host"))'
+        )
+
+    with pytest.raises(ClusterError) as caught:
+        asked(access.Cluster("http://10.0.0.2:8265", None), ask)
+    text = str(caught.value)
+    assert "the job server does not answer ([Errno 113] No route to host)" in text
+    assert "submit again to a new cluster" in text and "Max retries" not in text
