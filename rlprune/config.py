@@ -215,9 +215,10 @@ class TrainingConfig:
         pretrain_epochs: dense backbone (0: random or ``backbone.weights``).
         runtime_importance_epochs: backbone and runtime predictors, u_s fixed at 1.
         static_importance_epochs: u_s freed as well.
-        varied_ratios: train the importances under random keep ratios per image and layer
-            (the agents then explore on a network that works at any ratio). Deviation: the
-            paper prunes nothing in these phases.
+        importance_ratios: what is pruned while the importances are trained: "varied", random
+            keep ratios per image and layer (the agents then explore on a network that works
+            at any ratio); "budget", the uniform ratio of the budgets (less is left to
+            fine-tune); "none" (paper).
         rounds: alternations of agent training and fine-tuning.
         updates_per_round: PPO updates in each.
         finetune_epochs: CNN epochs in each (fractions allowed).
@@ -241,7 +242,7 @@ class TrainingConfig:
     pretrain_epochs: Count = 10
     runtime_importance_epochs: Count = 2
     static_importance_epochs: Count = 1
-    varied_ratios: bool = True
+    importance_ratios: Literal["varied", "budget", "none"] = "varied"
     rounds: Count = 4
     updates_per_round: Count = 25
     finetune_epochs: Annotated[float, Field(ge=0.0)] = 1.0

@@ -87,18 +87,25 @@ def gates_of(setup: TrialSetup, network: GatedNetwork, recipe: GateRecipe) -> Ga
         network.set_predictors(False)
         return None
     if recipe.phase in (RUNTIME_IMPORTANCE, STATIC_IMPORTANCE):
-        network.set_predictors(True)
-        if not setup.config.training.varied_ratios:
-            return None
-
-        def varied(share: Share, rng: np.random.Generator) -> Gate:
-            return methods.varied_ratio_gate(setup, network, share, rng)
-
-        return varied
+        return _importance_gates(setup, network)
     facts = facts_of(recipe.phase)
     if facts is not None and facts.name in RIVALS and recipe.phase == facts.preparation:
         return _preparation_gates(setup, network, facts.name)
     return _finetune_gates(setup, network, method_of(setup, network, recipe))
+
+
+def _importance_gates(setup: TrialSetup, network: GatedNetwork) -> GateFactory | None:
+    network.set_predictors(True)
+    ratios = setup.config.training.importance_ratios
+    if ratios == "none":
+        return None
+    if ratios == "budget":
+        return _finetune_gates(setup, network, methods.uniform(setup))
+
+    def varied(share: Share, rng: np.random.Generator) -> Gate:
+        return methods.varied_ratio_gate(setup, network, share, rng)
+
+    return varied
 
 
 def _preparation_gates(setup: TrialSetup, network: GatedNetwork, name: str) -> GateFactory:

@@ -1,5 +1,6 @@
 """The simple methods beside the learned policy: what they keep, and within which budgets."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from rlprune.pruning import Gate, GatedNetwork
 from rlprune.replicas import Share
 from rlprune.training import methods
 from rlprune.training.cnn import reestimate_batchnorm
+from rlprune.training.gates import GateRecipe, gates_of
 from rlprune.training.methods import Method
 from rlprune.training.setup import TrialSetup
 from tests.physical import Residual, Sequential, gated
@@ -310,6 +312,25 @@ def test_varied_ratios_reach_below_a_mean_budget() -> None:
         trial.setup, trial.network, Share.whole(64), np.random.default_rng(0)
     )
     assert gate.plan.ratios.min() < 0.3
+
+
+@pytest.mark.parametrize(("ratios", "kept"), [("budget", 0.5), ("none", 1.0)])
+def test_importances_are_trained_at_the_budget_or_unpruned(ratios: str, kept: float) -> None:
+    trial = Trial(storage_max=None, compute_max=0.5)
+    training = dataclasses.replace(trial.setup.config.training, importance_ratios=ratios)
+    evaluation = dataclasses.replace(trial.setup.config.evaluation, tradeoff_rates=(1.0,))
+    config = dataclasses.replace(trial.setup.config, training=training, evaluation=evaluation)
+    setup = dataclasses.replace(trial.setup, config=config)
+    gates = gates_of(setup, trial.network, GateRecipe("runtime_importance"))
+    if kept == 1.0:
+        assert gates is None
+        return
+    assert gates is not None
+    gate = gates(Share.whole(16), np.random.default_rng(0))
+    trial.network(torch.randn(16, 2, 5, 5), gate)
+    assert isinstance(gate, PruningGate)
+    assert gate.ratios.numpy() == pytest.approx(kept, abs=0.02)
+    assert (gate.macs() <= methods.uniform(setup).book.macs_at(kept)).all()
 
 
 # --- BatchNorm ------------------------------------------------------------------------------
