@@ -8,50 +8,40 @@ checking; they are ordinary frozen dataclasses otherwise.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from rlprune.config_methods import BaselineName as BaselineName  # re-exported
+from rlprune.config_methods import EvaluationConfig as EvaluationConfig
+from rlprune.config_methods import MethodConfig as MethodConfig
+from rlprune.config_reading import (
+    STRICT,
+    AtLeastOne,
+    Count,
+    Fraction,
+    Positive,
+    apply_override,
+    problems_of,
+    read_mapping,
+)
 from rlprune.config_rules import budget_problems, cross_problems
 from rlprune.errors import ConfigError, Problem
-
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
 
 DatasetName = Literal["digits", "fashion_mnist", "cifar10", "imagefolder", "parquet"]
 BackboneName = Literal[
     "m_cifarnet", "resnet20", "resnet32", "resnet56", "vgg16_bn", "resnet18", "mobilenet_v2"
 ]
-BaselineName = Literal[
-    "dense",
-    "uniform",
-    "static_l1",
-    "random",
-    "cascade",
-    "fpgm",
-    "slimming",
-    "torch_pruning",
-    "legr",
-    "amc",
-    "fbs",
-    "rnp",
-]
 Budget = float | str
 """A budget: see :class:`BudgetConfig`."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """Which images, and how they are split.
 
@@ -80,7 +70,7 @@ class DataConfig:
     streaming: bool = False
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class BackboneConfig:
     """Which network.
 
@@ -98,7 +88,7 @@ class BackboneConfig:
     weights: str | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class PruningConfig:
     """How channels are ranked and masked (paper Sec. 3).
 
@@ -119,7 +109,7 @@ class PruningConfig:
     tradeoff: Literal["permanent", "paper"] = "permanent"
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class BudgetConfig:
     """What the pruned network may cost. Each budget is optional, each has one meaning.
 
@@ -148,7 +138,7 @@ class BudgetConfig:
     rule: Literal["projected", "soft"] = "projected"
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class AgentConfig:
     """The two agents and PPO.
 
@@ -192,7 +182,7 @@ class AgentConfig:
     loss_average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
     """Where and how much experience is collected.
 
@@ -207,7 +197,7 @@ class RolloutConfig:
     threads_per_runner: AtLeastOne = 1
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TrainingConfig:
     """The phases (paper Sec. 4); any of them can be set to zero.
 
@@ -262,52 +252,7 @@ class TrainingConfig:
         return self.rounds * self.updates_per_round
 
 
-@dataclass(frozen=True, config=_STRICT)
-class EvaluationConfig:
-    """Which points are measured.
-
-    Attributes:
-        tradeoff_rates: the R_r values; training samples from them too.
-        budgets: further numbers s at which to evaluate (each replaces every budget that
-            is itself a number s); empty: only the configured budgets.
-        baselines: which methods stand beside the learned policy. ``cascade`` needs
-            ``budgets.compute_mean`` and an R_r above 0, at which alone it is measured.
-        random_candidates: N of the ``random`` baseline (best of N on validation).
-        batchnorm_images: training images for re-estimating BatchNorm statistics per point.
-        batch_size: images per evaluation step.
-        every_round: measure the learned policy on the validation images after every round,
-            for schedulers that stop trials early (costs one validation pass per R_r).
-    """
-
-    tradeoff_rates: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (1.0, 0.5, 0.0)
-    budgets: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = ()
-    baselines: tuple[BaselineName, ...] = ("dense", "uniform", "static_l1", "random")
-    random_candidates: AtLeastOne = 8
-    batchnorm_images: AtLeastOne = 2048
-    batch_size: AtLeastOne = 250
-    every_round: bool = False
-
-
-@dataclass(frozen=True, config=_STRICT)
-class MethodConfig:
-    """Hyper-parameters of the published methods among ``evaluation.baselines``.
-
-    Attributes:
-        search_candidates: candidates that each method which searches (``legr``, ``amc``) may
-            measure on the validation images before fine-tuning.
-        slimming_penalty: lambda, weight of the BatchNorm scales' L1 norm while ``slimming``
-            trains them towards zero.
-        fbs_penalty: lambda, weight of the saliencies' L1 norm in the loss of ``fbs``.
-        rnp_price: what a group of channels costs ``rnp``, in nats (the paper's -p).
-    """
-
-    search_candidates: AtLeastOne = 40
-    slimming_penalty: Annotated[float, Field(ge=0.0)] = 1e-4
-    fbs_penalty: Annotated[float, Field(ge=0.0)] = 1e-8
-    rnp_price: Annotated[float, Field(ge=0.0)] = 0.01
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ResourceConfig:
     """What the trial runs on.
 
@@ -326,7 +271,7 @@ class ResourceConfig:
     cnn_workers: AtLeastOne = 1
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TrialConfig:
     """Everything that determines a trial. See the parts for the fields."""
 
@@ -342,51 +287,6 @@ class TrialConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     methods: MethodConfig = MethodConfig()
     resources: ResourceConfig = ResourceConfig()
-
-
-def _dataclass_in(annotation: Any) -> Any:
-    """The dataclass that an annotation names, alone or inside a tuple or union; or None."""
-    if dataclasses.is_dataclass(annotation):
-        return annotation
-    return next(filter(None, map(_dataclass_in, get_args(annotation))), None)
-
-
-def _known_keys(kind: Any, path: Sequence[str | int]) -> list[str]:
-    for part in path:
-        if isinstance(part, str):
-            kind = _dataclass_in(get_type_hints(kind).get(part))
-        if kind is None:
-            return []
-    return [field.name for field in dataclasses.fields(kind)]
-
-
-def _problem_from(error: Mapping[str, Any], kind: Any, remedy: str) -> Problem:
-    location = [part for part in error["loc"] if not str(part).startswith("function-")]
-    name = ".".join(map(str, location))
-    if error["type"] == "unexpected_keyword_argument":
-        known = _known_keys(kind, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
-        return Problem(name, "unknown key", error["input"], remedy)
-    if error["type"] == "missing":
-        return Problem(name, "must be given", None, remedy)
-    rule = str(error["msg"]).removeprefix("Input ").replace("should", "must")
-    return Problem(name, rule, error["input"], remedy)
-
-
-def problems_of(error: ValidationError, kind: Any, remedy: str) -> list[Problem]:
-    """What pydantic found, as problems: one per field, the innermost where fields nest.
-
-    Args:
-        error: from validating ``kind``.
-        kind: the dataclass; an unknown key is answered with the nearest of its keys.
-        remedy: where to look for what a field means.
-    """
-    seen: dict[str, Problem] = {}
-    for item in error.errors():
-        problem = _problem_from(item, kind, remedy)
-        seen.setdefault(problem.field, problem)
-    return [p for p in seen.values() if not any(q.startswith(p.field + ".") for q in seen)]
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TrialConfig:
@@ -422,47 +322,6 @@ def config_hash(config: TrialConfig) -> str:
     """Twelve hexadecimal digits that are equal exactly for equal configurations."""
     text = json.dumps(config_to_dict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def apply_override(values: dict[str, Any], override: str) -> Problem | None:
-    """Applies one ``a.b=value`` to nested ``values`` in place; returns what is wrong with it."""
-    path, separator, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        return Problem("--set", "must read a.b=value", override, "Write --set data.name=digits.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return Problem(path, "value must be YAML", text, "Quote it, for example --set 'a.b=\"x\"'.")
-    node = values
-    for key in keys[:-1]:
-        if not isinstance(node.get(key), dict):
-            node[key] = {}
-        node = node[key]
-    node[keys[-1]] = value
-    return None
-
-
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping (an empty file: an empty one).
-
-    Raises:
-        ConfigError: the file is missing, or no YAML mapping.
-    """
-    file = Path(path)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        problem = Problem("CONFIG", "must be a readable file", str(file), f"{error}.")
-        raise ConfigError([problem]) from None
-    except yaml.YAMLError as error:
-        problem = Problem("CONFIG", "must be YAML", str(file), " ".join(str(error).split()))
-        raise ConfigError([problem]) from None
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        kind = type(values).__name__
-        raise ConfigError([Problem("CONFIG", "must hold a mapping", kind, "Write key: value.")])
-    return values
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrialConfig:

@@ -11,29 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from rlprune.config import (
-    TrialConfig,
-    apply_override,
-    config_from_dict,
-    config_to_dict,
-    problems_of,
-    read_mapping,
-)
+from rlprune.config import TrialConfig, config_from_dict, config_to_dict
+from rlprune.config_reading import STRICT, AtLeastOne, apply_override, problems_of, read_mapping
 from rlprune.errors import ConfigError, Problem
 from rlprune.presets import preset_names, preset_path
 from rlprune.sweep.checks import spec_problems
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _REMEDY = "See the comments in tune_configs/sweep_*.yaml for the meaning."
 
 Metric = Literal["validation_accuracy", "validation_loss", "storage_bytes", "macs_mean", "macs_max"]
-AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Objective:
     """One thing that the search wants.
 
@@ -47,7 +39,7 @@ class Objective:
     mode: Literal["min", "max"]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SearchConfig:
     """How points of the space are chosen.
 
@@ -73,7 +65,7 @@ class SearchConfig:
     tradeoff_rate: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SchedulerConfig:
     """Which trials may go on.
 
@@ -101,7 +93,7 @@ class SchedulerConfig:
         return "max" if self.metric == "validation_accuracy" else "min"
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TrialResources:
     """What a trial's own process reserves; each rollout worker adds one CPU.
 
@@ -118,7 +110,7 @@ class TrialResources:
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class StopConfig:
     """When to stop.
 
@@ -133,14 +125,14 @@ class StopConfig:
     fail_fast: bool = False
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class CheckpointPolicy:
     """Which checkpoints of a trial stay: the last ``keep``."""
 
     keep: AtLeastOne = 2
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SweepSpec:
     """A sweep.
 

@@ -110,6 +110,23 @@ class Measurement:
     budgets_met: bool
 
 
+@dataclass(frozen=True)
+class Validation:
+    """The learned policy on the validation images at one R_r and the configured budgets."""
+
+    tradeoff_rate: float
+    result: SplitResult
+
+    def record(self, dense_macs: float) -> dict[str, float]:
+        """What the history of updates says of it; MACs as a part of the dense network's."""
+        rate, result = self.tradeoff_rate, self.result
+        return {
+            f"validation_accuracy_{rate:g}": result.accuracy,
+            f"validation_loss_{rate:g}": result.loss,
+            f"validation_macs_ratio_{rate:g}": float(result.macs.mean()) / dense_macs,
+        }
+
+
 class Evaluator:
     """Measures networks on one image set.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlprune.agents.networks import RuntimeAgent, StaticAgent
 from rlprune.config import TrialConfig
-from rlprune.pruning import Gate, GatedNetwork
+from rlprune.pruning import Gate, GatedNetwork, Point
 from rlprune.replicas import Share
 from rlprune.training import cascade, methods
 from rlprune.training.catalogue import CATALOGUE, facts_of
@@ -76,6 +76,15 @@ def method_rates(config: TrialConfig, name: str) -> tuple[float, ...]:
     """The R_r values for which a method, or the phase of one, is made."""
     facts, rates = facts_of(name), config.evaluation.tradeoff_rates
     return rates if facts is None else facts.rates(rates)
+
+
+def method_points(setup: TrialSetup, name: str) -> list[Point]:
+    """The points at which a method is measured: its R_r at the configured budgets, then others."""
+    if name == "dense":
+        return setup.evaluation_points()[:1]
+    ratios = (None, *setup.config.evaluation.budgets)
+    rates = method_rates(setup.config, name)
+    return [setup.book.point(rate, s) for s in ratios for rate in rates]
 
 
 def gates_of(setup: TrialSetup, network: GatedNetwork, recipe: GateRecipe) -> GateFactory | None:

@@ -10,7 +10,7 @@ Legend: N validation images, P points (R_r and budgets).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -105,3 +105,22 @@ def is_better(new: Tensor, old: Tensor) -> bool:
     """
     gain = new - old
     return bool(gain.mean() > gain.std() / math.sqrt(len(gain)))
+
+
+def keep_better(agents: Agents, before: AgentWeights, rewards: Callable[[], Tensor]) -> bool:
+    """Puts the agents before a round back, where it has not made them better.
+
+    Args:
+        agents: as the round has left them.
+        before: their weights before it.
+        rewards: of the agents as they are at the call (:func:`validation_rewards`).
+
+    Returns:
+        Whether the round's agents were kept.
+    """
+    trained, new = agent_weights(agents), rewards()
+    load_agents(agents, before)
+    kept = is_better(new, rewards())
+    if kept:
+        load_agents(agents, trained)
+    return kept

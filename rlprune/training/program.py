@@ -22,16 +22,11 @@ from rlprune.mdp.reward import PriceCurve
 from rlprune.pruning import Gate, Point
 from rlprune.training import cascade, methods
 from rlprune.training.catalogue import facts_of
+from rlprune.training.choices import Choices
 from rlprune.training.cnn import reestimate_batchnorm
-from rlprune.training.evaluate import Evaluator, Measurement, SplitResult
-from rlprune.training.gates import GateRecipe, method_of, method_rates
-from rlprune.training.judge import (
-    AgentWeights,
-    agent_weights,
-    is_better,
-    load_agents,
-    validation_rewards,
-)
+from rlprune.training.evaluate import Evaluator, Measurement, Validation
+from rlprune.training.gates import method_of, method_points
+from rlprune.training.judge import AgentWeights, agent_weights, keep_better, validation_rewards
 from rlprune.training.methods import Method
 from rlprune.training.phases import (
     ALTERNATE,
@@ -43,7 +38,6 @@ from rlprune.training.phases import (
     plan_units,
 )
 from rlprune.training.progress import Reporter
-from rlprune.training.rivals.fitting import RivalFits
 from rlprune.training.setup import TrialSetup, network_of
 from rlprune.training.trainer import CnnJob, PhaseTrainer, Trainer, TrainerFactory
 
@@ -60,14 +54,6 @@ class AgentTrainer(Protocol):
 
     def agents(self) -> tuple[RuntimeAgent, StaticAgent]:
         """The agents as they are now."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The learned policy on the validation images at one R_r and the configured budgets."""
-
-    tradeoff_rate: float
-    result: SplitResult
 
 
 @dataclass
@@ -121,11 +107,8 @@ class TrialProgram:
         self.average_loss = math.log(images.num_classes)
         span = setup.mean_range()
         self.price = None if span is None else PriceCurve.over(*span)
-        self.random_factors: dict[str, torch.Tensor] = {}
-        self.static_scores: list[torch.Tensor] = []
-        self.cascade_pair: cascade.Pair | None = None
         self.evaluator = Evaluator(images, self.config.evaluation, self.config.seed)
-        self.fits = RivalFits(setup, self.network, images, self.evaluator, reporter)
+        self.choices = Choices(setup, self.network, images, self.evaluator, reporter)
         self.validations: list[Validation] = []
         self.agents_before: AgentWeights | None = None
 
@@ -158,7 +141,8 @@ class TrialProgram:
                     self._record_validations()
             else:
                 self._enter(unit)
-                self.fits.improve(unit.phase, self._points(unit.phase)[0], unit.index)
+                point = method_points(self.setup, unit.phase)[0]
+                self.choices.fits.improve(unit.phase, point, unit.index)
                 self._train_cnn(unit)
         finally:
             if unit.kind == "train":
@@ -188,12 +172,8 @@ class TrialProgram:
         """Puts the agents before the round back, where it has not made them better."""
         if self.agents_before is None:
             return
-        agents = agent_trainer.agents()
-        trained, new = agent_weights(agents), self._validation_rewards(agent_trainer)
-        load_agents(agents, self.agents_before)
-        kept = is_better(new, self._validation_rewards(agent_trainer))
-        if kept:
-            load_agents(agents, trained)
+        rewards = partial(self._validation_rewards, agent_trainer)
+        kept = keep_better(agent_trainer.agents(), self.agents_before, rewards)
         self.agents_before = None
         self.history[-1]["agents_kept"] = float(kept)
 
@@ -213,18 +193,11 @@ class TrialProgram:
         if unit.phase not in _STAGE_OF_PHASE:
             facts = facts_of(unit.phase)
             assert facts is not None
-            start = PRETRAINED if facts.plain else IMPORTANCE
+            start = self.snapshots[PRETRAINED if facts.plain else IMPORTANCE]
             if not facts.continues(unit.phase):
-                self.network.load_state_dict(self.snapshots[start])
+                self.network.load_state_dict(start)
             self.network.set_predictors(facts.predictors)
-            self.fits.fit(unit.phase, self._points(unit.phase)[0])
-            if unit.phase == "random":
-                self._choose_random()
-            if unit.phase == cascade.SMALL:
-                self._choose_pair()
-            if unit.phase == "static_l1":
-                scores = methods.static_l1(self.setup, self.network).static_scores
-                self.static_scores = list(scores or ())
+            self.choices.choose(unit.phase, start)
         self.trainer = self._new_trainer(unit.phase)
 
     def _take_snapshots(self, unit: Unit) -> None:
@@ -271,7 +244,7 @@ class TrialProgram:
                 self.reporter.scalars(before + done, tagged)
             self.reporter.advance(name, before + done, total, values)
 
-        trainer.run(goal - trainer.step, self._recipe(unit.phase, agents), report)
+        trainer.run(goal - trainer.step, self.choices.recipe(unit.phase, agents), report)
 
     # ------------------------------------------------------------------ methods
 
@@ -279,71 +252,23 @@ class TrialProgram:
         runtime, static = agent_trainer.agents()
         return methods.learned(self.setup, runtime, static)
 
-    def _recipe(
-        self, name: str, agents: tuple[RuntimeAgent, StaticAgent] | None = None
-    ) -> GateRecipe:
-        """What a phase's or a method's gates follow from."""
-        scores, factors = tuple(self.static_scores), self.random_factors
-        found = self.fits.found(name)
-        return GateRecipe(name, agents, factors, scores, self.cascade_pair, found)
-
-    def _method(self, name: str, agent_trainer: AgentTrainer | None) -> Method:
+    def _method(self, name: str, agent_trainer: AgentTrainer | None = None) -> Method:
         agents = None if agent_trainer is None or name != LEARNED else agent_trainer.agents()
-        return method_of(self.setup, self.network, self._recipe(name, agents))
-
-    def _choose_random(self) -> None:
-        """Best of N on validation, before fine-tuning, over all R_r."""
-        rng = np.random.default_rng([self.config.seed, 5])
-        count = self.config.evaluation.random_candidates
-        best = -1.0
-        points = self.setup.evaluation_points()[: len(self.config.evaluation.tradeoff_rates)]
-        for index in range(count):
-            self.reporter.phase("random candidates", index, count)
-            runtime, static = methods.random_factors(self.setup, rng)
-            method = methods.random_ratios(self.setup, runtime, static)
-            results = [self.evaluator.validate(self.network, method, point) for point in points]
-            accuracy = sum(result.accuracy for result in results) / len(results)
-            if accuracy > best:
-                best = accuracy
-                self.random_factors = {"runtime": runtime, "static": static}
-            self.reporter.advance("random candidates", index + 1, count, {"best": best})
-        self.network.load_state_dict(self.snapshots[IMPORTANCE])
-
-    def _cascade_members(self) -> tuple[Method, Method]:
-        assert self.cascade_pair is not None
-        return cascade.members(self.setup, self.cascade_pair)
-
-    def _choose_pair(self) -> None:
-        """The cascade's sizes: on validation, before fine-tuning, over all its R_r."""
-        name, count = "cascade candidates", len(cascade.CANDIDATES)
-        points = self._points(cascade.LARGE)[: len(method_rates(self.config, cascade.LARGE))]
-        self.reporter.phase(name, 0, count)
-
-        def report(done: int, best: float) -> None:
-            self.reporter.advance(name, done, count, {"best": best})
-
-        self.cascade_pair = cascade.choose(self.evaluator, self.network, self.setup, points, report)
-        self.network.load_state_dict(self.snapshots[IMPORTANCE])
+        return method_of(self.setup, self.network, self.choices.recipe(name, agents))
 
     # ------------------------------------------------------------- measuring
 
-    def _points(self, name: str) -> list[Point]:
-        if name == "dense":
-            return self.setup.evaluation_points()[:1]
-        ratios = (None, *self.config.evaluation.budgets)
-        rates = method_rates(self.config, name)
-        return [self.setup.book.point(rate, s) for s in ratios for rate in rates]
-
     def _measure(self, name: str, agent_trainer: AgentTrainer) -> list[Measurement]:
-        self.reporter.phase(f"measure {name}", 0, len(self._points(name)))
+        points = method_points(self.setup, name)
+        self.reporter.phase(f"measure {name}", 0, len(points))
         weights = self._weights()
         measure = self._measurer(name, agent_trainer, weights)
         results = []
-        for index, point in enumerate(self._points(name)):
+        for index, point in enumerate(points):
             results.append(measure(point))
             self.network.load_state_dict(weights)
             done = {"accuracy": results[-1].test.accuracy}
-            self.reporter.advance(f"measure {name}", index + 1, len(self._points(name)), done)
+            self.reporter.advance(f"measure {name}", index + 1, len(points), done)
         return results
 
     def _measurer(
@@ -351,7 +276,8 @@ class TrialProgram:
     ) -> Callable[[Point], Measurement]:
         """Measures a method, whose network has these weights, at a point."""
         if name == cascade.LARGE:
-            both, parts = (self.snapshots[cascade.SMALL], weights), self._cascade_members()
+            both = (self.snapshots[cascade.SMALL], weights)
+            parts = (self._method(cascade.SMALL), self._method(cascade.LARGE))
             return partial(cascade.measure, self.evaluator, self.network, both, parts)
         method = self._method(name, agent_trainer)
         return partial(self.evaluator.measure, self.network, method)
@@ -370,11 +296,8 @@ class TrialProgram:
     def _record_validations(self) -> None:
         """A round's validation stands in the history of updates, beside its last one."""
         record: dict[str, float] = {}
-        for rate, result in ((v.tradeoff_rate, v.result) for v in self.validations):
-            macs = float(result.macs.mean()) / self.setup.book.dense_macs
-            record[f"validation_accuracy_{rate:g}"] = result.accuracy
-            record[f"validation_loss_{rate:g}"] = result.loss
-            record[f"validation_macs_ratio_{rate:g}"] = macs
+        for validation in self.validations:
+            record |= validation.record(self.setup.book.dense_macs)
         if self.history:  # no update was planned in this round, or in any
             self.history[-1].update(record)
         tagged = {f"validation/{name}": value for name, value in record.items()}
@@ -431,21 +354,13 @@ class TrialProgram:
             "network": self._weights(),
             "trainer": None if self.trainer is None else copy.deepcopy(self.trainer.state_dict()),
             "snapshots": self.snapshots,
-            "counters": {
-                "rl_updates": self.counters.rl_updates,
-                "rollouts": self.counters.rollouts,
-                "cnn_images": dict(self.counters.cnn_images),
-                "seconds": dict(self.counters.seconds),
-            },
+            "counters": asdict(self.counters),
             "history": list(self.history),
             "average_loss": self.average_loss,
             "prices": None if self.price is None else list(self.price.prices),
             "price_excess": None if self.price is None else list(self.price.excess),
-            "random_factors": dict(self.random_factors),
-            "static_scores": list(self.static_scores),
             "agents_before": self.agents_before,
-            "cascade_pair": None if self.cascade_pair is None else asdict(self.cascade_pair),
-            "fits": self.fits.state_dict(),
+            **self.choices.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -459,13 +374,8 @@ class TrialProgram:
         if self.price is not None:
             self.price.prices = list(state["prices"])
             self.price.excess = list(state.get("price_excess") or self.price.excess)
-        self.random_factors = dict(state["random_factors"])
-        self.static_scores = list(state["static_scores"])
         self.agents_before = state.get("agents_before")  # older checkpoints have none
-        pair = state.get("cascade_pair")  # older checkpoints have none
-        self.cascade_pair = None if pair is None else cascade.Pair(**pair)
-        if "fits" in state:  # older checkpoints have none
-            self.fits.load_state_dict(state["fits"])
+        self.choices.load_state_dict(state)
         self.trainer = None
         if state["trainer"] is not None and not self.finished:
             self.trainer = self._new_trainer(self.units[self.position].phase)

@@ -30,7 +30,8 @@ def _effort(program: TrialProgram, method: str) -> dict[str, float]:
     phases = [PRETRAIN]
     if facts is None or not facts.plain:
         phases += [RUNTIME_IMPORTANCE, STATIC_IMPORTANCE]
-    agents = seconds.get("agents", 0.0) if facts is None else program.fits.effort(method).seconds
+    fitting = program.choices.fits.effort(method).seconds
+    agents = seconds.get("agents", 0.0) if facts is None else fitting
     return {
         "training_images": sum(images.get(phase, 0) for phase in (*phases, *own)),
         "finetune_images": sum(images.get(phase, 0) for phase in own),
@@ -81,7 +82,7 @@ def result_row(
     """
     config, point, learned = program.config, measured.point, measured.method == LEARNED
     unpruned = measured.method == "dense"
-    facts, effort = CATALOGUE.get(measured.method), program.fits.effort(measured.method)
+    facts, effort = CATALOGUE.get(measured.method), program.choices.fits.effort(measured.method)
     fixed = facts is not None and not facts.has_rate
     return ResultRow(
         experiment=experiment,

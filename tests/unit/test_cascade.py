@@ -347,7 +347,7 @@ def test_costs_and_bytes_of_a_measured_cascade(calm: Course) -> None:
     program, point = calm.program, calm.cascade[0]
     # R_r = 0 has no runtime part
     assert [m.point.tradeoff_rate for m in calm.cascade] == [1.0, 0.5]
-    assert program.cascade_pair in CANDIDATES
+    assert program.choices.cascade_pair in CANDIDATES
     # every image costs one pass or two, and one more large pass would have been too many
     least, most = point.validation.macs.unique().tolist()
     assert point.test.macs.unique().tolist() == [least, most]
@@ -385,7 +385,7 @@ def test_the_pair_is_the_most_accurate_of_all_on_validation(calm: Course, digits
         kept = [m.validation.macs.mean() <= 1.01 * m.point.compute_mean for m in measured]
         scores[pair] = (sum(kept), sum(m.validation.accuracy for m in measured) / 2)
     assert len(set(scores.values())) > 1
-    assert calm.program.cascade_pair == max(CANDIDATES, key=lambda pair: scores[pair])
+    assert calm.program.choices.cascade_pair == max(CANDIDATES, key=lambda pair: scores[pair])
 
 
 def test_interrupted_anywhere_it_ends_the_same(calm: Course, digits: ImageSet) -> None:
@@ -400,7 +400,7 @@ def test_interrupted_anywhere_it_ends_the_same(calm: Course, digits: ImageSet) -
         except Interrupted:
             program = restored(digits, saved(program), reporter)
     assert reporter.stopped == ["cascade candidates", SMALL, LARGE]
-    assert program.cascade_pair == calm.program.cascade_pair
+    assert program.choices.cascade_pair == calm.program.choices.cascade_pair
     assert program.counters.cnn_images == calm.program.counters.cnn_images
     for one, other in zip(found, calm.cascade, strict=True):
         assert torch.equal(one.test.losses, other.test.losses)

@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlprune"
 
-_BASE = {"errors", "amounts", "config_rules", "config", "presets", "files", "replicas"}
+_CONFIG = {"config_rules", "config_reading", "config_methods", "config"}
+_BASE = {"errors", "amounts", *_CONFIG, "presets", "files", "replicas"}
 _TORCH = {*_BASE, "data", "backbones", "pruning", "mdp"}
 # part: the parts that it may import besides itself
 MAY_IMPORT: dict[str, set[str]] = {
@@ -25,7 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "replicas": {"errors"},
     "amounts": set(),
     "config_rules": {"amounts", "errors"},
-    "config": {"amounts", "config_rules", "errors"},
+    "config_reading": {"errors"},
+    "config_methods": {"config_reading"},
+    "config": {"amounts", "config_rules", "config_reading", "config_methods", "errors"},
     "presets": {"errors"},
     "data": _BASE,
     "backbones": _BASE,
