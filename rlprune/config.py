@@ -220,7 +220,8 @@ class TrainingConfig:
             two validation passes per round and point. Deviation: not in the paper.
         batch_size: images per CNN step.
         pretrain_learning_rate, finetune_learning_rate: Adam steps, cosine to zero over
-            the phase; fine-tuning's schedule spans all rounds.
+            the phase; fine-tuning's schedule spans all rounds. While importances are trained
+            fine-tuning's rate stays as it is.
         gradient_clip: largest norm of the CNN's gradient.
         label_smoothing: of the cross-entropy in all CNN phases.
         distillation: after pretraining, the weight w of the pretrained network's answers:

@@ -40,13 +40,14 @@ class CnnSchedule:
     """How one phase trains.
 
     Attributes:
-        learning_rate: Adam's step at the start; falls to zero along a cosine.
+        learning_rate: Adam's step at the start.
         total_steps: optimizer steps of the whole phase.
         batch_size: images per step.
         gradient_clip: largest gradient norm.
         label_smoothing: of the cross-entropy.
         distillation: weight of the teacher's answers, 0 to 1.
         temperature: of the distillation.
+        decays: whether the learning rate falls to zero along a cosine, or stays.
     """
 
     learning_rate: float
@@ -56,6 +57,14 @@ class CnnSchedule:
     label_smoothing: float
     distillation: float = 0.0
     temperature: float = 1.0
+    decays: bool = True
+
+    def rate(self, step: int) -> float:
+        """Adam's step at an optimizer step, counted from 0."""
+        if not self.decays:
+            return self.learning_rate
+        progress = min(1.0, step / max(1, self.total_steps))
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)
@@ -264,9 +273,8 @@ class CnnTrainer:
         return self._epoch
 
     def _step(self, images: Tensor, labels: Tensor, gate: Gate | None, share: Share) -> Step:
-        progress = min(1.0, self.step / max(1, self.schedule.total_steps))
         for group in self._optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+            group["lr"] = self.schedule.rate(self.step)
         logits = self.network(images, gate)
         loss = self._loss(logits, images, labels)
         penalty = None if gate is None else gate.penalty()

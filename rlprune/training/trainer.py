@@ -76,11 +76,24 @@ class CnnJob:
             training.label_smoothing,
             training.distillation,
             training.distillation_temperature,
+            decays=not _is_followed(phase),
         )
         # Every method sees the same images in the same order.
         seed = (config.seed, _SEED_OF_PHASE.get(phase, _SEED_OF_PHASE[ALTERNATE]))
         teaches = not first and training.distillation > 0.0
         return cls(schedule, seed, frozen, pretrained if teaches else None)
+
+
+def _is_followed(phase: str) -> bool:
+    """Whether another phase trains the phase's network on, at the same rate.
+
+    Falling to zero in between would cost two points of accuracy (analysis/learning.md): the
+    second phase begins with steps that undo the first one's last.
+    """
+    facts = facts_of(phase)
+    if facts is not None:
+        return facts.plain and phase == facts.preparation
+    return phase in (RUNTIME_IMPORTANCE, STATIC_IMPORTANCE)
 
 
 class Trainer(Protocol):

@@ -20,6 +20,7 @@ from rlprune.training.cnn import reestimate_batchnorm
 from rlprune.training.gates import GateRecipe, gates_of
 from rlprune.training.methods import Method
 from rlprune.training.setup import TrialSetup
+from rlprune.training.trainer import CnnJob
 from tests.physical import Residual, Sequential, gated
 
 RATES = (1.0, 0.5, 0.0)
@@ -331,6 +332,27 @@ def test_importances_are_trained_at_the_budget_or_unpruned(ratios: str, kept: fl
     assert isinstance(gate, PruningGate)
     assert gate.ratios.numpy() == pytest.approx(kept, abs=0.02)
     assert (gate.macs() <= methods.uniform(setup).book.macs_at(kept)).all()
+
+
+@pytest.mark.parametrize(
+    ("phase", "last"),
+    [
+        ("pretrain", 0.0),
+        ("runtime_importance", 1e-3),
+        ("static_importance", 1e-3),
+        ("slimming_sparse", 1e-3),
+        ("cascade_small", 0.0),
+        ("uniform", 0.0),
+        ("alternate", 0.0),
+    ],
+)
+def test_the_rate_falls_to_zero_where_no_phase_goes_on_from_there(phase: str, last: float) -> None:
+    config = config_from_dict({"training": {"finetune_learning_rate": 1e-3}})
+    schedule = CnnJob.of(config, phase, 1000, None).schedule
+    assert schedule.rate(0) == schedule.learning_rate
+    assert schedule.rate(schedule.total_steps) == pytest.approx(last, abs=1e-12)
+    half = schedule.rate(schedule.total_steps // 2)
+    assert half == pytest.approx(last or schedule.learning_rate / 2, rel=0.1)
 
 
 # --- BatchNorm ------------------------------------------------------------------------------
