@@ -17,27 +17,40 @@ def one_trial_pays_for_memory() -> Iterator[None]:
     Tune 2.60's actor manager knows two kinds of failure, a dead actor and an exception in
     it. The monitor's ``OutOfMemoryError`` is neither and ends ``Tuner.fit()`` with a
     RuntimeError. Inside this context it counts as what it is, a dead actor, so that Tune's
-    own ``max_failures`` decides whether the trial is tried again.
+    own ``max_failures`` decides whether the trial is tried again. Tune survives a kill while
+    the trial starts, but would not say whose fault it was.
     """
     from ray.air.execution._internal.actor_manager import RayActorManager
-    from ray.exceptions import OutOfMemoryError, RayActorError
 
-    original = RayActorManager._actor_task_failed
+    start_failed = RayActorManager._actor_start_failed
+    task_failed = RayActorManager._actor_task_failed
+
+    def actor_start_failed(self: Any, tracked_actor: Any, exception: Exception) -> None:
+        start_failed(self, tracked_actor, _as_dead_actor(exception))
 
     def actor_task_failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
-            reason = " ".join(str(exception).split())
-            exception = RayActorError(
-                error_msg=f"Ray's memory monitor killed the trial. Give it more memory, use a "
-                f"smaller batch, or run fewer trials at once (max_concurrent). {reason}"
-            )
-        original(self, tracked_actor_task, exception)
+        task_failed(self, tracked_actor_task, _as_dead_actor(exception))
 
+    RayActorManager._actor_start_failed = actor_start_failed
     RayActorManager._actor_task_failed = actor_task_failed
     try:
         yield
     finally:
-        RayActorManager._actor_task_failed = original
+        RayActorManager._actor_start_failed = start_failed
+        RayActorManager._actor_task_failed = task_failed
+
+
+def _as_dead_actor(exception: Exception) -> Exception:
+    """A kill by the memory monitor as a dead actor; anything else as it is."""
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    if not isinstance(exception, OutOfMemoryError):
+        return exception
+    reason = " ".join(str(exception).split())
+    return RayActorError(
+        error_msg=f"Ray's memory monitor killed the trial. Give it more memory, use a "
+        f"smaller batch, or run fewer trials at once (max_concurrent). {reason}"
+    )
 
 
 @contextlib.contextmanager
