@@ -158,10 +158,17 @@ class Sweep:
 
     def states(self) -> dict[str, str]:
         """Every trial's state, as the sweep has noted it; none before it has."""
-        key = f"{self.place}/faults/status.json"
+        return {trial["name"]: trial["state"] for trial in self._status()}
+
+    def failures(self) -> int:
+        """How often trials have failed, as the sweep has noted it."""
+        return sum(trial["failures"] for trial in self._status())
+
+    def _status(self) -> list[dict[str, Any]]:
         if not self.objects("status.json"):
-            return {}
-        return {trial["name"]: trial["state"] for trial in json.loads(self._read(key))["trials"]}
+            return []
+        status = json.loads(self._read(f"{self.place}/faults/status.json"))
+        return list(status["trials"])
 
     def saved(self) -> dict[str, set[str]]:
         """The whole checkpoints of each trial."""
