@@ -1,4 +1,4 @@
-"""Three spots of Tune 2.60 that sweeps need otherwise; each is undone when a sweep ends.
+"""Four spots of Tune 2.60 that sweeps need otherwise; each is undone when a sweep ends.
 
 Ray is pinned to 2.60 in pyproject.toml: read these again before raising it.
 """
@@ -51,6 +51,40 @@ def _as_dead_actor(exception: Exception) -> Exception:
         error_msg=f"Ray's memory monitor killed the trial. Give it more memory, use a "
         f"smaller batch, or run fewer trials at once (max_concurrent). {reason}"
     )
+
+
+@contextlib.contextmanager
+def trials_survive_a_lost_process_between_two() -> Iterator[None]:
+    """Tries a trial again whose process dies while it passes from one trial to the next.
+
+    Trials reuse the processes of those that have ended. When such a process (or its node) dies
+    before the next trial runs in it, Tune 2.60 handles that one failure twice: it queues the
+    trial anew, then finds it waiting and fails it for good, whatever ``max_failures`` says. And
+    it would never start it again, as it still counts as passing from one to the next.
+    """
+    from ray.exceptions import RayActorError
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
+
+    actor_failed = TuneController._actor_failed
+    task_failed = TuneController._trial_task_failure
+
+    def forget_reset(self: Any, tracked_actor: Any, exception: Exception) -> None:
+        self._resetting_trials.discard(self._actor_to_trial.get(tracked_actor))
+        actor_failed(self, tracked_actor, exception)
+
+    def once(self: Any, trial: Any, exception: Exception) -> None:
+        queued_anew = trial.status == Trial.PENDING and isinstance(exception, RayActorError)
+        if not queued_anew:
+            task_failed(self, trial, exception)
+
+    TuneController._actor_failed = forget_reset
+    TuneController._trial_task_failure = once
+    try:
+        yield
+    finally:
+        TuneController._actor_failed = actor_failed
+        TuneController._trial_task_failure = task_failed
 
 
 @contextlib.contextmanager
