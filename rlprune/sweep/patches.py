@@ -47,10 +47,11 @@ def _as_dead_actor(exception: Exception) -> Exception:
     if not isinstance(exception, OutOfMemoryError):
         return exception
     reason = " ".join(str(exception).split())
-    return RayActorError(
+    dead: Exception = RayActorError(
         error_msg=f"Ray's memory monitor killed the trial. Give it more memory, use a "
         f"smaller batch, or run fewer trials at once (max_concurrent). {reason}"
     )
+    return dead
 
 
 @contextlib.contextmanager

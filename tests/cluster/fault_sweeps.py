@@ -249,6 +249,7 @@ class Sweep:
         assert job.returncode == 0, output
         states = self.states()
         assert set(states) == set(calm["trial"]) and set(states.values()) == {"finished"}, output
+        print(f"trials were tried again {self.failures()} times")
         rows = self.rows()
         keys = rows[list(KEY)].astype(str)
         assert not keys.duplicated().any()
