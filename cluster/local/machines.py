@@ -62,8 +62,10 @@ def node_environment(folder: StateFolder, shape: Shape) -> dict[str, str]:
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    programs = [str(Path(sys.executable).parent), kept.get("PATH", os.defpath)]
     return {
         **kept,
+        "PATH": os.pathsep.join(programs),  # a job's `python` is this one, in no active .venv too
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",

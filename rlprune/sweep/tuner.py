@@ -23,6 +23,7 @@ from rlprune.sweep.patches import (
     no_forced_snapshots,
     no_keys_in_runtime_env,
     one_trial_pays_for_memory,
+    trials_survive_a_lost_process_between_two,
 )
 from rlprune.sweep.plan import SweepPlan, bundles
 from rlprune.sweep.search import NAME, OptunaJournal
@@ -79,8 +80,9 @@ def fit(
         ),
         run_config=_run_config(spec, uri, [keeper, *logger_callbacks(spec)]),
     )
-    with one_trial_pays_for_memory(), no_forced_snapshots(), no_keys_in_runtime_env():
-        tuner.fit()
+    with one_trial_pays_for_memory(), trials_survive_a_lost_process_between_two():
+        with no_forced_snapshots(), no_keys_in_runtime_env():
+            tuner.fit()
 
 
 def _checkpoints_kept(spec: SweepSpec) -> int:

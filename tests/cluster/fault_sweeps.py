@@ -158,10 +158,17 @@ class Sweep:
 
     def states(self) -> dict[str, str]:
         """Every trial's state, as the sweep has noted it; none before it has."""
-        key = f"{self.place}/faults/status.json"
+        return {trial["name"]: trial["state"] for trial in self._status()}
+
+    def failures(self) -> int:
+        """How often trials have failed, as the sweep has noted it."""
+        return sum(trial["failures"] for trial in self._status())
+
+    def _status(self) -> list[dict[str, Any]]:
         if not self.objects("status.json"):
-            return {}
-        return {trial["name"]: trial["state"] for trial in json.loads(self._read(key))["trials"]}
+            return []
+        status = json.loads(self._read(f"{self.place}/faults/status.json"))
+        return list(status["trials"])
 
     def saved(self) -> dict[str, set[str]]:
         """The whole checkpoints of each trial."""
@@ -242,6 +249,7 @@ class Sweep:
         assert job.returncode == 0, output
         states = self.states()
         assert set(states) == set(calm["trial"]) and set(states.values()) == {"finished"}, output
+        print(f"trials were tried again {self.failures()} times")
         rows = self.rows()
         keys = rows[list(KEY)].astype(str)
         assert not keys.duplicated().any()

@@ -119,6 +119,8 @@ def test_a_partition(sweep: Sweep, calm: pd.DataFrame, reaches_storage: bool) ->
         began = time.monotonic()
         if reaches_storage:
             with no_route(sweep, [victim], HEAD), no_route(sweep, [HEAD], victim):
+                # Its trial may save once more; what counts is what follows when it is given up.
+                wait_until(lambda: sweep.failures() > 0, job)
                 note("partition, node reaches the storage", sweep.recovery(trials, began))
         else:
             service.cut(folder, victim)

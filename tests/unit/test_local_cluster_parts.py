@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,6 +130,8 @@ def test_nodes_get_no_secrets_and_settings_of_other_clusters(
     assert environment["RAY_AUTH_TOKEN_PATH"] == str(folder.token)
     assert environment["EXTRA"] == "1"
     assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(machines.REPOSITORY)
+    found = shutil.which("python", path=environment["PATH"])
+    assert found is not None and Path(found).parent == Path(sys.executable).parent
 
 
 def test_commands_of_the_nodes_hold_no_token(folder: StateFolder) -> None:

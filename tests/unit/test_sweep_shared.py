@@ -103,6 +103,9 @@ class Failure:
     def happens(self, exception: Exception) -> None:
         self.manager._actor_task_failed(self.task, exception)
 
+    def happens_at_start(self, exception: Exception) -> None:
+        self.manager._actor_start_failed(self.actor, exception)
+
 
 KILLED = OutOfMemoryError("Task was killed.\n  Memory: 7.1 GB / 7.5 GB\n")
 
@@ -120,6 +123,16 @@ def test_a_kill_by_the_memory_monitor_is_a_dead_actor() -> None:
         )
     assert failure.resources.freed == ["one CPU"]
     assert failure.manager.live_actors == []
+
+
+def test_a_kill_while_the_trial_starts_says_so() -> None:
+    failure = Failure()
+    with one_trial_pays_for_memory():
+        failure.happens_at_start(KILLED)
+    ((of, exception),) = failure.told
+    assert of == "actor" and type(exception) is RayActorError
+    assert "memory monitor killed the trial" in str(exception)
+    assert failure.resources.freed == ["one CPU"]
 
 
 def test_without_it_the_kill_would_end_the_whole_sweep() -> None:
@@ -152,6 +165,7 @@ def test_other_failures_stay_what_they_are() -> None:
     ("patch", "owner", "name"),
     [
         (one_trial_pays_for_memory, RayActorManager, "_actor_task_failed"),
+        (one_trial_pays_for_memory, RayActorManager, "_actor_start_failed"),
         (no_forced_snapshots, _ExperimentCheckpointManager, "on_trial_checkpoint"),
     ],
 )
