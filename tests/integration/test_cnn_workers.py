@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -207,10 +208,9 @@ def _learner_of(pid: int) -> psutil.Process:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for member in psutil.Process(pid).children(recursive=True):
-            if "_WrappedExecutable" in member.name() or any(
-                "_WrappedExecutable" in word for word in member.cmdline()
-            ):
-                if member.num_threads() and _talks(member):
+            with contextlib.suppress(psutil.NoSuchProcess):  # others come and go meanwhile
+                words = [member.name(), *member.cmdline()]
+                if any("_WrappedExecutable" in word for word in words) and _talks(member):
                     return member
         time.sleep(0.2)
     raise AssertionError("no learner appeared")

@@ -82,7 +82,11 @@ def test_without_the_token_nobody_gets_in(
         said = probe(cluster, kind, token_file)
         assert "INSIDE" not in said
         assert any(word in said.lower() for word in REFUSALS), said
-    assert "INSIDE" in probe(cluster, kind, "")
+    for _ in range(3):
+        said = probe(cluster, kind, "")
+        if "Starting Ray client server failed" not in said:  # it waits 30 s, on a busy machine too
+            break
+    assert "INSIDE" in said
 
 
 def test_jobs_that_were_refused_are_unknown_to_the_cluster(cluster: RunningCluster) -> None:

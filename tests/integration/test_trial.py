@@ -284,7 +284,7 @@ def test_checkpoints_hold_no_pickled_code(tiny: Tiny, tmp_path: Any) -> None:
 
 def test_mean_budget_is_met_within_a_percent_on_validation(tiny: Tiny) -> None:
     config = tiny(
-        backbone__width=0.25,  # of fewer channels, one more in each image is above a percent
+        backbone__width=0.5,  # of fewer channels, one more in each image is above a percent
         budgets__compute_max=None,
         budgets__compute_mean=0.5,
         budgets__storage_max=None,
