@@ -220,9 +220,9 @@ class Budget:
     anchor: float
 
 
-def runtime_anchor(budget: BudgetSpec, compute_dial: float) -> float:
+def runtime_anchor(budget: BudgetSpec, compute_dial: float, projected: bool) -> float:
     """The runtime ratio for a compute budget; the derivation is in ``mdp.environment``."""
-    if budget.tradeoff == "paper":
+    if budget.tradeoff == "paper" or (projected and budget.compute_max is not None):
         return compute_dial
     rate, storage = budget.tradeoff_rate, budget.storage_dial
     deleted = (1.0 - rate) * (1.0 - storage)
@@ -250,5 +250,5 @@ def call_budget(spec: ModelSpec, costs: Costs, number: float | None) -> Budget:
         compute_dial=known.compute_dial,
         storage_dial=known.storage_dial,
         cap_dial=known.cap_dial,
-        anchor=runtime_anchor(known, known.compute_dial),
+        anchor=runtime_anchor(known, known.compute_dial, spec.policy.projected),
     )

@@ -14,8 +14,8 @@ from typing import Any
 
 from rlprune.deploy.checks import Checks
 
-SCHEMA = 1
-"""Version of the file format; a file of a later version is refused."""
+SCHEMA = 2
+"""Version of the file format; files of others are refused (1: other anchors at 0 < R_r < 1)."""
 
 _MOST_LAYERS = 1 << 10
 _check = Checks("export it again")

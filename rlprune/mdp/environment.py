@@ -204,11 +204,15 @@ class StaticPlan:
 def runtime_anchor(budgets: EpisodeBudgets, rules: PruningRules) -> Tensor:
     """The runtime ratio a_r at which every layer computes the budget's share s, [B].
 
-    The votes of the two agents overlap by chance, so under ``permanent`` at 0 < R_r < 1 a
-    ratio of s prunes less than 1 - s. With p = (1 - R_r)(1 - s_s) deleted for good and
+    Under a projected cap that is s itself: the votes then prune no more than 1 - s, since all
+    of them are the runtime agent's own (P is the least important to it), and the gate drops
+    what is above the intended count. Without a cap nothing is dropped, and a ratio of s would
+    prune less than 1 - s under ``permanent`` at 0 < R_r < 1, where the votes of the two
+    agents overlap by chance. With p = (1 - R_r)(1 - s_s) deleted for good and
     independent votes, a share q = (1 - s_s - p) / (1 - p) of what the runtime agent votes
     against beyond p is pruned for agreement, R_r of the rest by tradeoff:
-    1 - s_c = p + (1 - a_r - p)(q + R_r (1 - q)), solved for a_r.
+    1 - s_c = p + (1 - a_r - p)(q + R_r (1 - q)), solved for a_r. (Under a cap that would leave
+    a part of the budget unused: real votes agree more often than by chance.)
 
     It anchors the untrained agent and the baselines: at every R_r they are uniform in what
     is computed, not in the nominal votes.
@@ -220,7 +224,10 @@ def runtime_anchor(budgets: EpisodeBudgets, rules: PruningRules) -> Tensor:
     agreed = ((1.0 - storage - deleted) / (1.0 - deleted).clamp(min=1e-9)).clamp(0.0, 1.0)
     effect = (agreed + rate * (1.0 - agreed)).clamp(min=1e-9)
     votes = deleted + (1.0 - compute - deleted).clamp(min=0.0) / effect
-    return (1.0 - votes).clamp(rules.pruning.alpha, 1.0)
+    expected = (1.0 - votes).clamp(rules.pruning.alpha, 1.0)
+    if not rules.projected:
+        return expected
+    return torch.where(torch.isfinite(budgets.compute_max), compute, expected)
 
 
 class PruningGate(Gate):

@@ -25,7 +25,15 @@ from rlprune.mdp.observation import (
     runtime_width,
     static_features,
 )
-from rlprune.pruning import BudgetBook, CostModel, EpisodeBudgets, GatedNetwork, Point
+from rlprune.mdp.policy import AnchoredRatios
+from rlprune.pruning import (
+    BudgetBook,
+    CostModel,
+    EpisodeBudgets,
+    GatedNetwork,
+    Point,
+    kept_count,
+)
 from tests.physical import Residual, ThreeLayers, gated
 
 CONFIG = AgentConfig(hidden=4)
@@ -145,6 +153,28 @@ def test_runtime_anchor_by_hand(rate: float, compute: float, storage: float, anc
     paper = dataclasses.replace(rules.pruning, tradeoff="paper")
     rules.pruning = paper
     assert runtime_anchor(told(rate, compute, storage), rules).item() == pytest.approx(compute)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.75, 0.5, 0.25])
+def test_under_a_cap_the_anchor_is_the_budgets_ratio_and_uses_it_up(rate: float) -> None:
+    """Whatever the votes of the two agents agree on, every layer computes ceil(s C)."""
+    world = World(seed=3)
+    for layer in world.network.layers:  # static votes that agree with the runtime ones
+        torch.nn.init.normal_(layer.static_importance, mean=1.0)
+        with torch.no_grad():
+            layer.runtime_predictor.bias.copy_(layer.static_importance)
+    budgets = world.book.episodes([world.book.point(rate, 0.5)] * 3)
+    expected = kept_count(budgets.compute_dial[:1], world.costs.channels)
+    gate = world.play(budgets, AnchoredRatios(), AnchoredRatios())
+    assert torch.equal(runtime_anchor(budgets, world.rules), budgets.compute_dial)
+    assert torch.equal(gate.computed, expected.expand(3, -1))
+
+
+def test_without_a_projected_cap_the_anchor_expects_votes_to_overlap() -> None:
+    world = World()
+    world.rules.projected = False
+    budgets = world.book.episodes([world.book.point(0.5, 0.5)])
+    assert runtime_anchor(budgets, world.rules).item() < budgets.compute_dial.item()
 
 
 def test_the_anchor_is_the_budgets_ratio_or_the_previous_one() -> None:
