@@ -205,6 +205,9 @@ class TrainingConfig:
         pretrain_epochs: dense backbone (0: random or ``backbone.weights``).
         runtime_importance_epochs: backbone and runtime predictors, u_s fixed at 1.
         static_importance_epochs: u_s freed as well.
+        ranked_start: let the importances rank the channels by what they contribute before
+            anything is trained (:func:`rlprune.pruning.ranking.rank_importances`). Deviation:
+            in the paper they begin without any order.
         importance_ratios: what is pruned while the importances are trained: "varied", random
             keep ratios per image and layer (the agents then explore on a network that works
             at any ratio); "budget", the uniform ratio of the budgets (less is left to
@@ -222,6 +225,9 @@ class TrainingConfig:
         pretrain_learning_rate, finetune_learning_rate: Adam steps, cosine to zero over
             the phase; fine-tuning's schedule spans all rounds. While importances are trained
             fine-tuning's rate stays as it is.
+        predictor_rate: learning rate of the runtime predictors' matrices, as a share of the
+            others'. At the full rate the channels of an image change faster than the
+            filters can follow. FBS, RNP and all who come with predictors of their own: 1.
         gradient_clip: largest norm of the CNN's gradient.
         label_smoothing: of the cross-entropy in all CNN phases.
         distillation: after pretraining, the weight w of the pretrained network's answers:
@@ -233,6 +239,7 @@ class TrainingConfig:
     pretrain_epochs: Count = 10
     runtime_importance_epochs: Count = 2
     static_importance_epochs: Count = 1
+    ranked_start: bool = True
     importance_ratios: Literal["varied", "budget", "none"] = "varied"
     rounds: Count = 4
     updates_per_round: Count = 25
@@ -242,6 +249,7 @@ class TrainingConfig:
     batch_size: AtLeastOne = 128
     pretrain_learning_rate: Positive = 2e-3
     finetune_learning_rate: Positive = 1e-3
+    predictor_rate: Positive = 0.1
     gradient_clip: Positive = 40.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     distillation: Fraction = 0.0

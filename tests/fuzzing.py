@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-VERSION = {"rlprune_schema": "1"}
+from rlprune.deploy.spec import SCHEMA
+
+VERSION = {"rlprune_schema": str(SCHEMA)}
 _NAMES = ("relu", "cat", "pad", "reshape", "getitem", "size", "per_channel", "floordiv", "eval")
 _KINDS = ("input", "gated", "follower", "conv", "linear", "affine", "expand", "call", "output")
 _NUMBERS = (0, 1, -1, 2, 3, 255, 1 << 20, 1 << 31, 1 << 40, 1 << 63, 10**30, 10**400, -(10**400))

@@ -22,7 +22,7 @@ from rlprune.errors import CheckpointError, ConfigError, ForeignCheckpointError
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEPT = 2
 _NAME = re.compile(r"checkpoint_(\d{6})")
 

@@ -31,6 +31,8 @@ GateFactory = Callable[[Share, np.random.Generator], Gate]
 Whatever is drawn is drawn for the whole batch: generators must agree in all processes.
 """
 
+_PREDICTORS = "runtime_predictor.weight"
+
 StepReport = Callable[[int, int, float, float], None]
 """(step, steps in all, loss, accuracy) after each optimizer step."""
 
@@ -48,6 +50,7 @@ class CnnSchedule:
         distillation: weight of the teacher's answers, 0 to 1.
         temperature: of the distillation.
         decays: whether the learning rate falls to zero along a cosine, or stays.
+        predictor_rate: the rate of the predictors' matrices W, as a share of the others'.
     """
 
     learning_rate: float
@@ -58,6 +61,7 @@ class CnnSchedule:
     distillation: float = 0.0
     temperature: float = 1.0
     decays: bool = True
+    predictor_rate: float = 1.0
 
     def rate(self, step: int) -> float:
         """Adam's step at an optimizer step, counted from 0."""
@@ -203,12 +207,20 @@ class CnnTrainer:
         self.last_loss = float("nan")
         self._feed = feed or _Memory(images.train)
         self._epoch: Epoch | None = None
-        self._parameters = [
-            parameter
+        trained = {
+            name: parameter
             for name, parameter in network.named_parameters()
             if not name.endswith(freeze or ("\0",))
-        ]
-        self._optimizer = torch.optim.Adam(self._parameters, lr=schedule.learning_rate)
+        }
+        self._parameters = list(trained.values())
+        self._optimizer = torch.optim.Adam(self._groups(trained), lr=schedule.learning_rate)
+
+    def _groups(self, trained: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+        """The optimizer's groups: predictors' matrices, then all other parameters."""
+        predictors = [p for name, p in trained.items() if name.endswith(_PREDICTORS)]
+        others = [p for name, p in trained.items() if not name.endswith(_PREDICTORS)]
+        groups = [(predictors, self.schedule.predictor_rate), (others, 1.0)]
+        return [{"params": part, "share": share} for part, share in groups if part]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -274,7 +286,7 @@ class CnnTrainer:
 
     def _step(self, images: Tensor, labels: Tensor, gate: Gate | None, share: Share) -> Step:
         for group in self._optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.step)
+            group["lr"] = self.schedule.rate(self.step) * group["share"]
         logits = self.network(images, gate)
         loss = self._loss(logits, images, labels)
         penalty = None if gate is None else gate.penalty()

@@ -20,6 +20,7 @@ from rlprune.agents.networks import RuntimeAgent, StaticAgent
 from rlprune.data import ImageSet
 from rlprune.mdp.reward import PriceCurve
 from rlprune.pruning import Gate, Point
+from rlprune.pruning.ranking import rank_importances
 from rlprune.training import cascade, methods
 from rlprune.training.catalogue import facts_of
 from rlprune.training.choices import Choices
@@ -206,6 +207,8 @@ class TrialProgram:
         for name in _SNAPSHOTS[:stage]:
             if name not in self.snapshots:
                 self.snapshots[name] = self._weights()
+                if name == PRETRAINED and self.config.training.ranked_start:
+                    rank_importances(self.network)  # whatever comes next has gates
         if unit.phase == cascade.LARGE and cascade.SMALL not in self.snapshots:
             self.snapshots[cascade.SMALL] = self._weights()  # ready: the large one comes next
 

@@ -77,6 +77,7 @@ class CnnJob:
             training.distillation,
             training.distillation_temperature,
             decays=not _is_followed(phase),
+            predictor_rate=1.0 if facts is not None and facts.plain else training.predictor_rate,
         )
         # Every method sees the same images in the same order.
         seed = (config.seed, _SEED_OF_PHASE.get(phase, _SEED_OF_PHASE[ALTERNATE]))

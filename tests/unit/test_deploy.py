@@ -22,7 +22,7 @@ from torch import Tensor
 from rlprune.deploy import PrunedModel
 from rlprune.deploy.artifact import read_artifact, write_artifact
 from rlprune.deploy.picture import read_picture
-from rlprune.deploy.spec import Node
+from rlprune.deploy.spec import SCHEMA, Node
 from rlprune.errors import ArtifactError, DataError
 from tests.physical import Residual, ThreeLayers
 from tests.shipping import Case, Setting
@@ -95,17 +95,17 @@ def test_foreign_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_file({"weight": torch.ones(3)}, path)
     refused(path, "not one of rlprune's. Make one with `rlprune export`")
-    save_file({"weight": torch.ones(3)}, path, {"rlprune_schema": "1"})
+    save_file({"weight": torch.ones(3)}, path, {"rlprune_schema": str(SCHEMA)})
     refused(path, "description is damaged")
-    save_file({"description": torch.ones(3)}, path, {"rlprune_schema": "1"})
+    save_file({"description": torch.ones(3)}, path, {"rlprune_schema": str(SCHEMA)})
     refused(path, "description is damaged")
 
 
 def test_a_later_version(file: Path) -> None:
     with safe_open(file, framework="pt") as opened:
         blocks = {name: opened.get_tensor(name).clone() for name in opened.keys()}
-    save_file(blocks, file, {"rlprune_schema": "2"})
-    refused(file, r"of format '2', this rlprune reads format 1\. Update rlprune")
+    save_file(blocks, file, {"rlprune_schema": str(SCHEMA + 1)})
+    refused(file, rf"of format '{SCHEMA + 1}', this rlprune reads format {SCHEMA}\. Update rlprune")
 
 
 def test_a_bomb_is_not_unpacked(file: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_bomb_is_not_unpacked(file: Path) -> None:
     with safe_open(file, framework="pt") as opened:
         blocks = {name: opened.get_tensor(name).clone() for name in opened.keys()}
     blocks["description"] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-    save_file(blocks, file, {"rlprune_schema": "1"})
+    save_file(blocks, file, {"rlprune_schema": str(SCHEMA)})
     assert file.stat().st_size < 200_000
     refused(file, "description is damaged")
 
@@ -535,7 +535,7 @@ def test_the_file_names_operations_and_holds_no_code(file: Path) -> None:
     content = file.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert set(header) == {"__metadata__", "description", "float32", "uint8"}
-    assert header["__metadata__"] == {"rlprune_schema": "1"}
+    assert header["__metadata__"] == {"rlprune_schema": str(SCHEMA)}
 
 
 def test_small_files_of_large_descriptions_load(tmp_path: Path) -> None:
