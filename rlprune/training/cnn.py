@@ -51,6 +51,7 @@ class CnnSchedule:
         temperature: of the distillation.
         decays: whether the learning rate falls to zero along a cosine, or stays.
         predictor_rate: the rate of the predictors' matrices W, as a share of the others'.
+        held: steps before the rate begins to fall.
     """
 
     learning_rate: float
@@ -62,12 +63,13 @@ class CnnSchedule:
     temperature: float = 1.0
     decays: bool = True
     predictor_rate: float = 1.0
+    held: int = 0
 
     def rate(self, step: int) -> float:
         """Adam's step at an optimizer step, counted from 0."""
-        if not self.decays:
+        if not self.decays or step < self.held:
             return self.learning_rate
-        progress = min(1.0, step / max(1, self.total_steps))
+        progress = min(1.0, (step - self.held) / max(1, self.total_steps - self.held))
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

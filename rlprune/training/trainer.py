@@ -78,11 +78,29 @@ class CnnJob:
             training.distillation_temperature,
             decays=not _is_followed(phase),
             predictor_rate=1.0 if facts is not None and facts.plain else training.predictor_rate,
+            held=_held_steps(config, phase, images),
         )
         # Every method sees the same images in the same order.
         seed = (config.seed, _SEED_OF_PHASE.get(phase, _SEED_OF_PHASE[ALTERNATE]))
         teaches = not first and training.distillation > 0.0
         return cls(schedule, seed, frozen, pretrained if teaches else None)
+
+
+def _held_steps(config: TrialConfig, phase: str, images: int) -> int:
+    """Steps of a static method's one phase that take the place of the importances' phases.
+
+    Those train at a rate that stays, and so do these: every method sees an image at the
+    same learning rate. A rate that falls from the first step on costs a method a point.
+    """
+    facts = facts_of(phase)
+    if facts is None or not facts.plain or facts.preparation is not None:
+        return 0
+    training = config.training
+    importance = sum(
+        phase_steps(training, part, images).count
+        for part in (RUNTIME_IMPORTANCE, STATIC_IMPORTANCE)
+    )
+    return min(importance, phase_steps(training, phase, images).count)
 
 
 def _is_followed(phase: str) -> bool:
