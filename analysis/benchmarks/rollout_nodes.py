@@ -37,8 +37,8 @@ from rlprune.training.cluster import private_ray
 
 NAME = "rolloutnodes"
 LEAST_SPEEDUP = 1.8
-IMAGES = 2 * rl_iteration.ROLLOUTS
-"""Rollouts of an update, however many nodes share them."""
+IMAGES = 3 * rl_iteration.ROLLOUTS
+"""Rollouts of an update, however many nodes share them: as the presets of this network have."""
 
 
 def pin(cluster: StateFolder, name: str, core: int) -> None:

@@ -24,6 +24,7 @@ def synthetic_config(factory: str, **parts: Any) -> TrialConfig:
         "agents": {"hidden": 8, "samples_per_image": 8},
         "rollouts": {"rollouts_per_update": 256},
         "training": {
+            "ranked_start": False,  # the task ranks its channels itself
             "pretrain_epochs": 0,
             "runtime_importance_epochs": 0,
             "static_importance_epochs": 0,
