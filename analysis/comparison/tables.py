@@ -3,7 +3,7 @@
     python analysis/comparison/tables.py                      # of the committed rows
     python analysis/comparison/tables.py runs/compare         # of a run or a sweep
     python analysis/comparison/tables.py --add runs/methods   # keep its rows, then all tables
-    python analysis/comparison/tables.py --tuning runs/tuning # hyper-parameters, on validation
+    python analysis/comparison/tables.py --tuning             # hyper-parameters, on validation
 
 Test accuracy is reported; whatever is chosen (the best static method, hyper-parameters) is
 chosen by validation accuracy. A method that misses a budget is marked NO and is never the best.
@@ -35,6 +35,7 @@ DATASETS = {
     "parquet": "CIFAR-10, JPEG copy",
     "digits": "digits",
 }
+TUNING = "tuning"
 NETWORK = ["experiment", "dataset", "backbone", "width", "s"]
 STATIC = [name for name, facts in CATALOGUE.items() if facts.kind == "static" and name != "dense"]
 COSTS = {
@@ -63,13 +64,24 @@ def keep(folder: Path) -> None:
 
 
 def read(folders: list[Path]) -> pd.DataFrame:
-    """Rows of runs and sweeps (the committed ones if none are given) with their number s."""
+    """Rows of runs and sweeps (the committed ones if none are given) with their number s.
+
+    Rows of ``rates`` (other R_r of ours) stand with those of ``methods``, whose seeds, images
+    and budgets they share. Tries of ``tuning`` are left out.
+    """
     paths = [folder / "results" for folder in folders] or sorted(RESULTS.glob("*.parquet"))
     if not paths:
         raise SystemExit(
             f"{RESULTS} holds no rows. Name the folder of a run: tables.py runs/compare"
         )
     rows = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    rows = rows[~rows["experiment"].str.startswith(TUNING)].reset_index(drop=True)
+    rows["experiment"] = rows["experiment"].str.replace("^rates", "methods", regex=True)
+    return _prepared(rows)
+
+
+def _prepared(rows: pd.DataFrame) -> pd.DataFrame:
+    """With the number s, and accuracies in percent."""
     budgets = [json.loads(text)["budgets"] for text in rows["configuration"]]
     told = [b["compute_mean"] or b["compute_max"] or b["storage_max"] for b in budgets]
     rows["s"] = rows["budget_s"].where(rows["budget_s"].notna(), pd.Series(told, rows.index))
@@ -225,9 +237,13 @@ def figure(rows: pd.DataFrame, title: str, path: Path) -> None:
     plt.close(drawn)
 
 
-def tuning(folder: Path) -> pd.DataFrame:
-    """Validation accuracy of every try of every method that has a hyper-parameter."""
-    rows = read([folder])
+def tuning(path: Path) -> pd.DataFrame:
+    """Validation accuracy of every try of every method that has a hyper-parameter.
+
+    Args:
+        path: rows, a file or a folder.
+    """
+    rows = _prepared(pd.read_parquet(path))
     fields = {
         "slimming": ("methods", "slimming_penalty"),
         "fbs": ("methods", "fbs_penalty"),
@@ -271,13 +287,15 @@ def main() -> None:
     )
     parser.add_argument("folders", type=Path, nargs="*", help="runs or sweeps; none: results/")
     parser.add_argument("--add", type=Path, nargs="+", default=[], help="keep these rows")
-    parser.add_argument("--tuning", type=Path, help="folder of the tuning sweep")
+    parser.add_argument("--tuning", action="store_true", help="the table of hyper-parameters")
     parser.add_argument("--figures", type=Path, help="where figures go")
     arguments = parser.parse_args()
     for folder in arguments.add:
         keep(folder)
-    if arguments.tuning is not None:
-        print(tuning(arguments.tuning).to_string(index=False))
+    if arguments.tuning:
+        files = [folder / "results" for folder in arguments.folders]
+        for path in files or sorted(RESULTS.glob(f"{TUNING}*.parquet")):
+            print(tuning(path).to_string(index=False))
         return
     default = arguments.folders[0] if arguments.folders else FIGURES
     show(read(arguments.folders), arguments.figures or default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -135,6 +136,24 @@ def test_kept_rows_name_no_paths(
     assert len(kept) == 12 and "checkpoint_uri" not in kept
     assert not kept["configuration"].str.contains("somewhere").any()
     assert len(tables.read([])) == 12
+
+
+def test_other_rates_join_their_methods_and_tries_stay_out(
+    tables: ModuleType, run: Path, tmp_path: Path
+) -> None:
+    folders = [run, tmp_path / "rates", tmp_path / "tuning"]
+    for name, folder in zip(("rates_colour", "tuning_colour"), folders[1:], strict=True):
+        rows = [
+            dataclasses.replace(row, experiment=name)
+            for row in rows_of(("learned", 0, 1.0, 0.5, 0.5))
+        ]
+        write_rows(folder / "results", rows)
+    found = tables.read(folders)
+    assert sorted(found["experiment"].unique()) == ["methods_colour", "some"]
+    tries = tables.tuning(folders[2] / "results")
+    assert tries[["method", "setting", "chosen"]].to_numpy().tolist() == [
+        ["learned", "agents.learning_rate", "*"]
+    ]
 
 
 def test_a_picture_for_every_cost(tables: ModuleType, run: Path, tmp_path: Path) -> None:
