@@ -203,7 +203,7 @@ class TrainingConfig:
 
     Attributes:
         pretrain_epochs: dense backbone (0: random or ``backbone.weights``).
-        runtime_importance_epochs: backbone and runtime predictors, u_s fixed at 1.
+        runtime_importance_epochs: backbone and runtime predictors, u_s fixed.
         static_importance_epochs: u_s freed as well.
         ranked_start: let the importances rank the channels by what they contribute before
             anything is trained (:func:`rlprune.pruning.ranking.rank_importances`). Deviation:
@@ -219,7 +219,7 @@ class TrainingConfig:
             of the first round is fine-tuned at the budget's own ratio, and the agents end on
             the network that ships. Deviation: the paper trains the agents first.
         keep_better: keep a round's agents only where their reward on the validation images
-            is higher, by more than a standard error, than that of the agents before. Costs
+            is higher, by more than two standard errors, than that of the agents before. Costs
             two validation passes per round and point. Deviation: not in the paper.
         batch_size: images per CNN step.
         pretrain_learning_rate, finetune_learning_rate: Adam steps, cosine to zero over

@@ -4,6 +4,7 @@
     python analysis/comparison/tables.py runs/compare         # of a run or a sweep
     python analysis/comparison/tables.py --add runs/methods   # keep its rows, then all tables
     python analysis/comparison/tables.py --tuning             # hyper-parameters, on validation
+    python analysis/comparison/tables.py --markdown           # as they stand in README.md
 
 Test accuracy is reported; whatever is chosen (the best static method, hyper-parameters) is
 chosen by validation accuracy. A method that misses a budget is marked NO and is never the best.
@@ -262,6 +263,30 @@ def tuning(path: Path) -> pd.DataFrame:
     return table
 
 
+def markdown(rows: pd.DataFrame) -> str:
+    """The table of one network and budget in Markdown, means and standard errors."""
+    best = best_static(rows)
+    titles = ["method", "R_r", "test accuracy [%]", "drop", "MACs / dense", "bytes / dense", "n"]
+    titles.append("budget met")
+    lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
+    for _, row in methods_table(rows).iterrows():
+        name = f"**{row['method']}**" if row["method"] == "learned" else row["method"]
+        name += " (best static on validation)" if row["method"] == best else ""
+        spread = "" if pd.isna(row["+-"]) else f" +- {row['+-']:.1f}"
+        cells = [
+            name,
+            row["R_r"],
+            f"{row['accuracy [%]']:.1f}{spread}",
+            f"{row['drop']:.1f}",
+            f"{row['MACs / dense']:.3f}",
+            f"{row['bytes / dense']:.3f}",
+            str(row["n"]),
+            row["budget met"],
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def show(rows: pd.DataFrame, figures: Path) -> None:
     """Prints the tables of every network and budget, and draws their figures."""
     pd.set_option("display.width", 250)
@@ -288,6 +313,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="*", help="runs or sweeps; none: results/")
     parser.add_argument("--add", type=Path, nargs="+", default=[], help="keep these rows")
     parser.add_argument("--tuning", action="store_true", help="the table of hyper-parameters")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown, draw nothing")
     parser.add_argument("--figures", type=Path, help="where figures go")
     arguments = parser.parse_args()
     for folder in arguments.add:
@@ -296,6 +322,10 @@ def main() -> None:
         files = [folder / "results" for folder in arguments.folders]
         for path in files or sorted(RESULTS.glob(f"{TUNING}*.parquet")):
             print(tuning(path).to_string(index=False))
+        return
+    if arguments.markdown:
+        for key, part in read(arguments.folders).groupby(NETWORK):
+            print(f"{key}\n\n{markdown(part)}\n", *verdict(part), "", sep="\n")
         return
     default = arguments.folders[0] if arguments.folders else FIGURES
     show(read(arguments.folders), arguments.figures or default)

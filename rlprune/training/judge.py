@@ -97,14 +97,18 @@ def _share(budget: float | None, dense: float, like: Tensor) -> Tensor:
     return torch.full_like(like, math.inf if budget is None else budget / dense)
 
 
+_ERRORS = 2.0
+"""Standard errors that a gain must exceed. At one, three of 18 rounds passed, as by chance."""
+
+
 def is_better(new: Tensor, old: Tensor) -> bool:
-    """Whether new rewards exceed old ones of the same images by more than a standard error.
+    """Whether new rewards exceed old ones of the same images by more than two standard errors.
 
     Args:
         new, old: [N], N at least 2.
     """
     gain = new - old
-    return bool(gain.mean() > gain.std() / math.sqrt(len(gain)))
+    return bool(gain.mean() > _ERRORS * gain.std() / math.sqrt(len(gain)))
 
 
 def keep_better(agents: Agents, before: AgentWeights, rewards: Callable[[], Tensor]) -> bool:

@@ -138,6 +138,14 @@ def test_kept_rows_name_no_paths(
     assert len(tables.read([])) == 12
 
 
+def test_the_table_in_markdown(tables: ModuleType, run: Path) -> None:
+    lines = tables.markdown(tables.read([run])).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert any(line.startswith("| **learned** | 0.5 | 89.0 +- 1.0 | 5.0 |") for line in lines)
+    assert any(line.startswith("| static_l1 (best static on validation) | - |") for line in lines)
+    assert any(line.startswith("| fbs | - | 92.0 | 2.0 |") for line in lines)
+
+
 def test_other_rates_join_their_methods_and_tries_stay_out(
     tables: ModuleType, run: Path, tmp_path: Path
 ) -> None:

@@ -16,11 +16,11 @@ from rlprune.training.progress import Reporter
 from rlprune.training.setup import setup_trial
 
 
-def test_better_means_by_more_than_a_standard_error() -> None:
+def test_better_means_by_more_than_two_standard_errors() -> None:
     old = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    # Gains 1, 1, 1, -1: mean 0.5, deviation 1, standard error 0.5.
-    assert not is_better(old + torch.tensor([1.0, 1.0, 1.0, -1.0]), old)
-    assert is_better(old + torch.tensor([1.0, 1.0, 1.1, -1.0]), old)
+    # Gains 1.5, 1.5, 1.5, -0.5: mean 1, deviation 1, standard error 0.5.
+    assert not is_better(old + torch.tensor([1.5, 1.5, 1.5, -0.5]), old)
+    assert is_better(old + torch.tensor([1.5, 1.5, 1.5, -0.4]), old)
     assert not is_better(old, old)
 
 
