@@ -107,3 +107,28 @@ def test_the_spread_is_not_put_back(digits: ImageSet) -> None:
     assert narrowed < float(before[0]["least_log_std"])
     load_agents(agents, before)
     assert float(agents[0].least_log_std) == narrowed
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+def test_gated_methods_start_at_ranked_importances_and_plain_ones_do_not(
+    digits: ImageSet, ranked: bool
+) -> None:
+    phases = ("pretrain_epochs", "runtime_importance_epochs", "static_importance_epochs", "rounds")
+    config = config_from_dict(
+        {
+            "backbone": {"width": 0.1},
+            "agents": {"hidden": 4},
+            "training": dict.fromkeys(phases, 0) | {"ranked_start": ranked},
+            "evaluation": {"tradeoff_rates": [1.0], "baselines": []},
+        }
+    )
+    program = TrialProgram(setup_trial(config, digits), digits, "cpu", Reporter())
+    program.advance(Pretender(program, mend))
+    spread = {
+        name: max(
+            float(tensor.std()) for key, tensor in weights.items() if "static_importance" in key
+        )
+        for name, weights in program.snapshots.items()
+    }
+    assert spread["pretrained"] == 0.0
+    assert (spread["importance"] > 0.0) == ranked
