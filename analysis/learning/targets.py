@@ -103,6 +103,31 @@ def one_front() -> pd.DataFrame | None:
     return table
 
 
+def starts(experiment: str) -> pd.DataFrame | None:
+    """What an order of the channels at the start and slower predictors add, without agents.
+
+    Gains are over the same seed's training with neither.
+    """
+    rows = read(experiment)
+    if rows is None:
+        return None
+    training = [json.loads(text)["training"] for text in rows["configuration"]]
+    rows["predictor_rate"] = [part["predictor_rate"] for part in training]
+    rows["ranked_start"] = [part["ranked_start"] for part in training]
+    rows["accuracy"] = 100 * rows["test_accuracy"]
+    neither = rows[~rows["ranked_start"] & (rows["predictor_rate"] == 1.0)]
+    pairs = rows.merge(
+        neither[["seed", "tradeoff_rate", "accuracy"]],
+        on=["seed", "tradeoff_rate"],
+        suffixes=("", "_neither"),
+    )
+    pairs["gain"] = pairs["accuracy"] - pairs["accuracy_neither"]
+    groups = pairs.groupby(["tradeoff_rate", "ranked_start", "predictor_rate"])
+    table = groups[["accuracy", "gain"]].mean()
+    table["error of gain"], table["n"] = groups["gain"].sem(), groups.size()
+    return table
+
+
 def main() -> None:
     """Keeps rows where asked, and prints every table that has rows."""
     parser = argparse.ArgumentParser(
@@ -115,7 +140,8 @@ def main() -> None:
         "mean_compute": "(a) mean compute, Fashion-MNIST",
         "mean_compute_colour": "(a) mean compute, colour images",
         "tradeoff": "(b) caps and storage over R_r",
-        "uneven_layers": "(c) uneven layers",
+        "uneven_layers": "(c) uneven layers, VGG-16",
+        "uneven_resnet20": "(c) uneven layers, ResNet-20",
     }
     for experiment, title in titles.items():
         rows = read(experiment)
@@ -126,6 +152,10 @@ def main() -> None:
     print("\n(d) one training, eight budgets: " + ("not measured" if front is None else ""))
     if front is not None:
         print(front.round(2).to_string())
+    order = starts("ranked_start")
+    print("\nAn order of the channels at the start: " + ("not measured" if order is None else ""))
+    if order is not None:
+        print(order.round(2).to_string())
 
 
 if __name__ == "__main__":
