@@ -106,7 +106,8 @@ def one_front() -> pd.DataFrame | None:
 def starts(experiment: str) -> pd.DataFrame | None:
     """What an order of the channels at the start and slower predictors add, without agents.
 
-    Gains are over the same seed's training with neither.
+    Gains are over the same seed's training with neither (at R_r = 0, where nothing is predicted,
+    without the order at whatever rate was measured).
     """
     rows = read(experiment)
     if rows is None:
@@ -115,7 +116,9 @@ def starts(experiment: str) -> pd.DataFrame | None:
     rows["predictor_rate"] = [part["predictor_rate"] for part in training]
     rows["ranked_start"] = [part["ranked_start"] for part in training]
     rows["accuracy"] = 100 * rows["test_accuracy"]
-    neither = rows[~rows["ranked_start"] & (rows["predictor_rate"] == 1.0)]
+    plain = rows[~rows["ranked_start"]]
+    fastest = plain.groupby("tradeoff_rate")["predictor_rate"].transform("max")
+    neither = plain[plain["predictor_rate"] == fastest]
     pairs = rows.merge(
         neither[["seed", "tradeoff_rate", "accuracy"]],
         on=["seed", "tradeoff_rate"],
