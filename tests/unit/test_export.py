@@ -170,20 +170,23 @@ def test_smaller_numbers_give_close_scores(
     assert counts == case.expected(images).counts.tolist()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
-def test_smaller_numbers_with_an_agent(dtype: str, tmp_path: Path) -> None:
+def test_smaller_numbers_with_an_agent(dtype: str, seed: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    case = Case(m_cifarnet(width=0.25), (3, 32, 32), Setting(compute_max=0.7))
+    case = Case(m_cifarnet(width=0.25), (3, 32, 32), Setting(compute_max=0.7), seed)
     images = case.images(8)
     model, expected = case.model(tmp_path / "m.safetensors", dtype), case.expected(images)
     scores = model(images)
     assert torch.isfinite(scores).all()
     assert (model.macs() <= case.book.macs_at(0.7)).all()
     assert model.macs().mean() == pytest.approx(expected.macs.mean(), rel=0.1)
-    # Rounding can turn an image's decision between two channels of nearly equal importance.
+    # Rounding can turn a decision; that image is another network's then, and there are few.
+    counts = torch.tensor([image.counts for image in model.last])
+    decided_alike = (counts == expected.counts).all(1)
     likeness = F.cosine_similarity(scores, expected.scores)
-    assert float(likeness.median()) > 0.99
-    assert float(likeness.mean()) > 0.9
+    assert float(likeness[decided_alike].min()) > 0.95
+    assert int((~decided_alike).sum()) <= (0 if dtype == "float16" else 2)
 
 
 def test_noted_numbers_travel_with_the_file(tmp_path: Path) -> None:
