@@ -16,6 +16,7 @@ import errno
 import os
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ _ERRNO_REMEDIES = {
 
 
 _READS = 20
+_OUTAGES = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "SLOW_DOWN", "REQUEST_TIMEOUT")
+"""How S3 says that the server cannot answer now, but may do so later."""
+_ASK_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,33 @@ def exists(uri: str | Path) -> bool:
     found, path = filesystem(uri)
     with _errors(uri, "cannot be looked up"):
         return bool(found.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def wait_until_reachable(uri: str | Path, seconds: float) -> bool:
+    """Waits while the server of a URI does not answer; any answer will do, also a refusal.
+
+    Args:
+        uri: local path (never waited for) or URI.
+        seconds: the longest wait. A question that the server leaves unanswered takes as long
+            as pyarrow's own time limits, so that the wait may end later.
+
+    Returns:
+        Whether it answers.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            found, path = filesystem(uri)
+            found.get_file_info(path)
+        except (FileAccessError, OSError, pa.ArrowException) as error:
+            texts = (str(error), str(error.__cause__))
+            if not any(sign in text for sign in _OUTAGES for text in texts):
+                return True  # it has answered; what comes next will say what is wrong
+        else:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_ASK_AGAIN_SECONDS)
 
 
 def read_whole(uri: str | Path) -> bytes:

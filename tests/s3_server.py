@@ -15,10 +15,14 @@ BUCKET = "rlprune-test"
 
 
 @contextlib.contextmanager
-def s3_server() -> Iterator[dict[str, str]]:
-    """Starts it with an empty bucket; gives the environment variables that lead to it."""
+def s3_server(port: int = 0) -> Iterator[dict[str, str]]:
+    """Starts it with an empty bucket; gives the environment variables that lead to it.
+
+    Args:
+        port: 0: any that is free.
+    """
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", port))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     environment = {

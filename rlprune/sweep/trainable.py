@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 WAITING = "waiting for a pretrained network"
 _WAIT_SECONDS = 2.0
 _RENEW_SECONDS = 10.0
+_OUTAGE_SECONDS = 600.0
 
 
 def trial_of(point: dict[str, Any], name: str) -> TrialConfig:
@@ -126,6 +127,9 @@ class TrialTrainable(tune.Trainable):
         self._algorithm: Any = None
         self._progress = Progress(0, self._sweep["session"])
         self._leftover: list[Found] = []
+        # A trial that has failed because its storage did not answer starts anew at once. Tune
+        # would fetch its checkpoint next, fail, and use up all its failures within seconds.
+        self._wait_for_storage()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Becomes another trial in the same process: saves importing torch and Ray again.
@@ -199,6 +203,11 @@ class TrialTrainable(tune.Trainable):
         self._key = pretrained_key(program, digest)
         self._next_renewal = 0.0
 
+    def _wait_for_storage(self) -> None:
+        """Spends an outage of the storage here, where it is no failure of the trial."""
+        if not files.wait_until_reachable(self._folder, _OUTAGE_SECONDS):
+            logger.warning("%s did not answer for %.0f s.", self._folder, _OUTAGE_SECONDS)
+
     # --------------------------------------------------------------- pretraining
 
     def _pretraining(self) -> bool:
@@ -261,6 +270,7 @@ class TrialTrainable(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes rlprune's checkpoint, and what must be known to find the newest one."""
         self._begin()
+        self._wait_for_storage()  # Tune uploads the checkpoint next
         self._reporter.flush()
         self._progress = dataclasses.replace(self._progress, saves=self._progress.saves + 1)
         self._algorithm.save_checkpoint(checkpoint_dir)

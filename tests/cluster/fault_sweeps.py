@@ -118,22 +118,23 @@ class Sweep:
             text=True,
         )
 
-    def processes(self, node: str, words: str) -> list[psutil.Process]:
-        """Processes of one machine with these words on their command lines."""
+    def processes(self, node: str, *words: str) -> list[psutil.Process]:
+        """Processes of one machine with one of these words on their command lines."""
         machine = self.cluster.folder.read_machine(node)
         assert machine is not None
         home = network.namespace(machine.pid)
         found = []
         for process in psutil.process_iter(["cmdline"]):
-            if words in " ".join(process.info["cmdline"] or []):
+            line = " ".join(process.info["cmdline"] or [])
+            if any(word in line for word in words):
                 if network.namespace(process.pid) == home:
                     found.append(process)
         return found
 
-    def workers_with(self, words: str) -> dict[str, list[psutil.Process]]:
+    def workers_with(self, *words: str) -> dict[str, list[psutil.Process]]:
         """Worker machines on which such processes run, and these."""
         names = self.cluster.shape.names()[1:]
-        found = {name: self.processes(name, words) for name in names if self._is_on(name)}
+        found = {name: self.processes(name, *words) for name in names if self._is_on(name)}
         return {name: processes for name, processes in found.items() if processes}
 
     def on(self, node: str, *command: str) -> str:
@@ -220,10 +221,13 @@ class Sweep:
         wait_until(lambda: len(running()) == 2, job)
         return running()
 
-    def recovery(self, trials: Sequence[str] | set[str], began: float) -> float:
+    def recovery(
+        self, trials: Sequence[str] | set[str], began: float, job: subprocess.Popen[str]
+    ) -> float:
         """Seconds from ``began`` until each of these trials has saved again (or has finished).
 
-        Call it right after the fault: what was saved before does not count.
+        Call it right after the fault: what was saved before does not count. The job must not
+        give up meanwhile.
         """
         before = self.saved()
         left = set(trials)
@@ -236,7 +240,7 @@ class Sweep:
                     left.discard(name)
             return not left
 
-        wait_until(all_again)
+        wait_until(all_again, job)
         return time.monotonic() - began
 
     def check(self, job: subprocess.Popen[str], calm: pd.DataFrame) -> str:
@@ -261,10 +265,10 @@ class Sweep:
 def wait_until(
     done: Callable[[], bool], job: subprocess.Popen[str] | None = None, seconds: float = PATIENCE
 ) -> None:
-    """Waits for a condition, as long as a job (if one is given) has not ended."""
+    """Waits for a condition, as long as a job (if one is given) has not ended without it."""
     deadline = time.monotonic() + seconds
     while not done():
-        assert job is None or job.poll() is None, job.communicate()
+        assert job is None or job.poll() is None or done(), job.communicate()
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.2)
 
@@ -281,9 +285,8 @@ def mended(cluster: RunningCluster) -> RunningCluster:
 
 def leave_nothing(sweep: Sweep) -> None:
     """Ends what a test that failed has left at work."""
-    for words in ("rlprune.jobs.entry", "rlprune.cli.main sweep"):
-        for process in sweep.processes(HEAD, words):
-            process.kill()
+    for process in sweep.processes(HEAD, "rlprune.jobs.entry", "rlprune.cli.main sweep"):
+        process.kill()
 
 
 @contextlib.contextmanager

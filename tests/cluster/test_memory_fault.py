@@ -101,7 +101,7 @@ def test_a_process_out_of_memory(tmp_path: Path) -> None:
             wait_until(lambda: not flag.exists(), job)
             began = time.monotonic()
             wait_until(lambda: sweep.failures() > 0, job)  # what is saved until then does not count
-            note("out of memory", sweep.recovery(set(sweep.states()), began))
+            note("out of memory", sweep.recovery(set(sweep.states()), began, job))
             sweep.check(job, calm)
             reasons = [key for key in sweep.objects() if key.endswith("error.txt")]
             assert any("memory monitor" in sweep.text(key) for key in reasons)

@@ -34,8 +34,9 @@ ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "3",
 }
 OUTAGE_SECONDS = 20.0
-TRIAL, ROLLOUTS, DRIVER = "ray::_Inner", "RolloutWorker", "rlprune.cli.main sweep"
-"""Words on the command lines of a trial, a rollout worker, and the sweep's own process."""
+TRIAL = ("ray::SweepTrial", "ray::_Inner")
+"""A trial's process, between two of its tasks and in one."""
+ROLLOUTS, DRIVER = ("RolloutWorker",), ("rlprune.cli.main sweep",)
 
 
 @pytest.fixture(scope="module")
@@ -64,31 +65,33 @@ def sweep(
 def test_a_worker_node_is_killed(sweep: Sweep, calm: pd.DataFrame) -> None:
     with ended(sweep.submit("--no-preflight")) as job:
         trials = sweep.until_two_have_saved(job)
-        victim = next(iter(sweep.workers_with(TRIAL)))
+        victim = next(iter(sweep.workers_with(*TRIAL)))
         began = time.monotonic()
         service.kill_one(sweep.cluster.folder, victim)
-        note("worker node killed", sweep.recovery(trials, began))
+        note("worker node killed", sweep.recovery(trials, began, job))
         sweep.check(job, calm)
 
 
 @pytest.mark.parametrize(("who", "words"), [("rollout worker", ROLLOUTS), ("trial", TRIAL)])
-def test_one_process_is_killed(sweep: Sweep, calm: pd.DataFrame, who: str, words: str) -> None:
+def test_one_process_is_killed(
+    sweep: Sweep, calm: pd.DataFrame, who: str, words: tuple[str, ...]
+) -> None:
     with ended(sweep.submit("--no-preflight")) as job:
         trials = sweep.until_two_have_saved(job)
-        (victim, *_), *_ = sweep.workers_with(words).values()
+        (victim, *_), *_ = sweep.workers_with(*words).values()
         began = time.monotonic()
         victim.send_signal(signal.SIGKILL)
-        note(f"{who} killed", sweep.recovery(trials, began))
+        note(f"{who} killed", sweep.recovery(trials, began, job))
         sweep.check(job, calm)
 
 
 def test_the_driver_is_killed(sweep: Sweep, calm: pd.DataFrame) -> None:
     with ended(sweep.submit("--no-preflight")) as job:
         trials = sweep.until_two_have_saved(job)
-        (driver,) = sweep.processes(HEAD, DRIVER)
+        (driver,) = sweep.processes(HEAD, *DRIVER)
         began = time.monotonic()
         driver.send_signal(signal.SIGKILL)
-        note("driver killed", sweep.recovery(trials, began))
+        note("driver killed", sweep.recovery(trials, began, job))
         assert "killed by signal 9. Restart 1 of 5" in sweep.check(job, calm)
 
 
@@ -103,7 +106,7 @@ def test_the_head_is_killed_and_a_new_cluster_goes_on(sweep: Sweep, calm: pd.Dat
     sweep.on(HEAD, "hostname", "another")  # a new machine: its process numbers mean nothing
     up = time.monotonic() - began
     with ended(sweep.submit("--no-preflight")) as again:
-        seconds = sweep.recovery(trials, began)
+        seconds = sweep.recovery(trials, began, again)
         note("head killed, new cluster", seconds)
         note("  of that from submitting again on", seconds - up)
         sweep.check(again, calm)
@@ -115,16 +118,16 @@ def test_a_partition(sweep: Sweep, calm: pd.DataFrame, reaches_storage: bool) ->
     folder = sweep.cluster.folder
     with ended(sweep.submit("--no-preflight")) as job:
         trials = sweep.until_two_have_saved(job)
-        victim = next(iter(sweep.workers_with(TRIAL)))
+        victim = next(iter(sweep.workers_with(*TRIAL)))
         began = time.monotonic()
         if reaches_storage:
             with no_route(sweep, [victim], HEAD), no_route(sweep, [HEAD], victim):
                 # Its trial may save once more; what counts is what follows when it is given up.
                 wait_until(lambda: sweep.failures() > 0, job)
-                note("partition, node reaches the storage", sweep.recovery(trials, began))
+                note("partition, node reaches the storage", sweep.recovery(trials, began, job))
         else:
             service.cut(folder, victim)
-            note("partition", sweep.recovery(trials, began))
+            note("partition", sweep.recovery(trials, began, job))
             service.join(folder, victim)
         sweep.check(job, calm)
     lost = folder.read_machine(victim)
@@ -145,5 +148,6 @@ def test_the_storage_fails_for_20_seconds(sweep: Sweep, calm: pd.DataFrame, kind
         else:
             with no_route(sweep, nodes, STORAGE):
                 time.sleep(OUTAGE_SECONDS)
-        note(f"storage {kind} for 20 s", sweep.recovery(trials, began))
+        note(f"storage {kind} for 20 s", sweep.recovery(trials, began, job))
         sweep.check(job, calm)
+    assert sweep.failures() <= len(trials)  # an outage is one failure of a trial, or none

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,34 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     folder = tmp_path / "a folder"
     kinds: dict[str, Any] = {"path": folder, "string": str(folder), "file://": folder.as_uri()}
     return kinds[request.param]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_an_outage_is_waited_for(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = _free_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    assert not files.wait_until_reachable(s3, 0.0)  # nobody listens there
+    answers: list[bool] = []
+    waiting = threading.Thread(target=lambda: answers.append(files.wait_until_reachable(s3, 60)))
+    waiting.start()
+    time.sleep(1.0)
+    assert waiting.is_alive()
+    with s3_server(port):
+        waiting.join(60)
+        assert answers == [True]
+
+
+def test_only_an_outage_is_waited_for(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits"))
+    for place in (s3, f"{s3}/absent", "s3://no-such-bucket-at-all/x", tmp_path / "absent"):
+        assert files.wait_until_reachable(place, 60.0)
 
 
 def test_what_is_written_is_read_listed_and_deleted(place: Any) -> None:
