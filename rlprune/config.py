@@ -99,6 +99,9 @@ class PruningConfig:
         width_affine: let each channel's scale and shift follow the share of the layer's
             inputs that are pruned for the image (two numbers per channel), so that one
             network suits many widths. Deviation: not in the paper.
+        boosted: let u = u_r u_s, u_r cut at zero, scale a channel's shift as well, so that the
+            whole channel follows its importance: keep * u * (norm(conv(x)) + shift), as in
+            Gao et al. 2019. Deviation: the paper scales the normalised part alone.
         tradeoff: "permanent" (default) makes the storage claim true by construction;
             "paper" is the paper's rule, Eq. 4-5.
     """
@@ -106,6 +109,7 @@ class PruningConfig:
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     predictor_rank: AtLeastOne | None = None
     width_affine: bool = False
+    boosted: bool = False
     tradeoff: Literal["permanent", "paper"] = "permanent"
 
 
@@ -228,6 +232,9 @@ class TrainingConfig:
         predictor_rate: learning rate of the runtime predictors' matrices, as a share of the
             others'. At the full rate the channels of an image change faster than the
             filters can follow. FBS, RNP and all who come with predictors of their own: 1.
+        importance_penalty: weight of the L1 norm of u_r, summed over the layers, in the loss
+            wherever the network trains under the agents' or under uniform gates (Gao et al.
+            2019; ``methods.fbs_penalty`` is that of FBS). Deviation: not in the paper.
         gradient_clip: largest norm of the CNN's gradient.
         label_smoothing: of the cross-entropy in all CNN phases.
         distillation: after pretraining, the weight w of the pretrained network's answers:
@@ -250,6 +257,7 @@ class TrainingConfig:
     pretrain_learning_rate: Positive = 2e-3
     finetune_learning_rate: Positive = 1e-3
     predictor_rate: Positive = 0.1
+    importance_penalty: Annotated[float, Field(ge=0.0)] = 0.0
     gradient_clip: Positive = 40.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     distillation: Fraction = 0.0

@@ -84,7 +84,7 @@ class RivalTrial:
     def run(
         self, method: Method, rate: float, ratio: float | None = None, images: int = 4
     ) -> PruningGate:
-        self.network.set_predictors(method.predictors, method.rectified)
+        self.network.set_predictors(method.predictors, method.boosted)
         budgets = method.book.episodes([self.setup.book.point(rate, ratio)] * images)
         gate = method.gate(self.network, budgets)
         torch.manual_seed(1)

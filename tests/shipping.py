@@ -39,7 +39,7 @@ class Setting:
 
     Attributes:
         rate: R_r.
-        tradeoff, rank, width_affine: as in ``PruningConfig``.
+        tradeoff, rank, width_affine, boosted: as in ``PruningConfig``.
         policy: "agent", "constant" (the budget's ratio everywhere) or "l1" (no predictors,
             filters ranked by their L1 norms).
         compute_max, compute_mean, storage_max: budgets, as in ``BudgetConfig``.
@@ -51,6 +51,7 @@ class Setting:
     tradeoff: str = "permanent"
     rank: int | None = None
     width_affine: bool = False
+    boosted: bool = False
     policy: str = "agent"
     compute_max: float | str | None = 0.5
     compute_mean: float | None = None
@@ -81,7 +82,7 @@ class Case:
         design = GateDesign(setting.rank, setting.width_affine)
         self.network = GatedNetwork(trace_backbone(backbone, shape), design)
         self._unsettle()
-        self.network.set_predictors(predictors)
+        self.network.set_predictors(predictors, setting.boosted)
         graph, pruning = self.network.channels, self._pruning()
         agents = AgentConfig(hidden=HIDDEN)
         self.runtime = self._shaken(RuntimeAgent(graph, agents))

@@ -249,7 +249,7 @@ def tuning(path: Path) -> pd.DataFrame:
         "slimming": ("methods", "slimming_penalty"),
         "fbs": ("methods", "fbs_penalty"),
         "rnp": ("methods", "rnp_price"),
-        "learned": ("agents", "learning_rate"),
+        "learned": ("training", "importance_penalty"),
     }
     found = []
     for method, (part, key) in fields.items():

@@ -113,7 +113,7 @@ class Search:
         """A method on the test images, after the preset's fine-tuning from the same weights."""
         network, evaluator = self.program.network, self.program.evaluator
         network.load_state_dict(self.start)
-        network.set_predictors(True)
+        network.set_predictors(method.predictors, method.boosted)
         job = CnnJob.of(
             self.config, "uniform", len(self.images.train), self.program.snapshots[PRETRAINED]
         )

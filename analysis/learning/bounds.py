@@ -71,7 +71,7 @@ def measured(program: TrialProgram, method: Method, dial: float | None) -> Split
     budgets = method.book.episodes([program.setup.book.point(1.0, None)])
     if dial is not None:
         budgets = with_dial(budgets, dial)
-    program.network.set_predictors(method.predictors)
+    program.network.set_predictors(method.predictors, method.boosted)
     evaluator.prepare(program.network, method, budgets)
     validation, test = (
         evaluator.passes(program.network, method, budgets, split)

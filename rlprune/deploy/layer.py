@@ -194,18 +194,20 @@ class GatedLayer:
         if "code" in numbers:
             seen = numbers["code"] @ seen
         found: Single = numbers["predictor"] @ seen + numbers["bias"]
-        return found
+        return np.maximum(found, np.float32(0.0)) if self.spec.boosted else found
 
     def _scale_and_shift(
         self, runtime: Single, kept: Positions | None, columns: Positions | None
     ) -> tuple[Tensor, Tensor]:
-        """u [n] and beta - u * mean [n]."""
+        """u [n] and beta (boosted: u * beta) - u * mean [n]."""
         numbers = self._single
         static, beta, mean = numbers["static"], numbers["beta"], numbers["mean"]
         if kept is not None:
             runtime, static, beta, mean = runtime[kept], static[kept], beta[kept], mean[kept]
         size = np.abs(runtime * static)
         scale = np.where((runtime < 0) | (static < 0), -size, size)
+        if self.spec.boosted:
+            beta = scale * beta
         if self.width_scale is not None:
             present = self.inputs if columns is None else len(columns)
             pruned = np.float32((self.spec.in_channels - present) / self.spec.in_channels)
@@ -229,9 +231,13 @@ class GatedLayer:
         if self.code is not None:
             seen = F.linear(seen, self.code)
         runtime = F.linear(seen, self.predictor, self.bias)
+        if self.spec.boosted:
+            runtime = runtime.relu()
         scale, beta = runtime * self.static, self.beta
         if self._negative is not None:  # negative where either factor is
             scale = torch.where(self._negative, -scale.abs(), scale)
+        if self.spec.boosted:
+            beta = scale * beta
         if self.width_scale is not None and self.width_shift is not None:
             shares = [self._pruned_share(image) for image in batch.images]
             pruned = torch.tensor(shares).unsqueeze(1)

@@ -135,7 +135,13 @@ def static_like(model: PrunedModel, widths: Sequence[int], seed: int = 0) -> Pru
 
 def _plain(layer: LayerSpec, width: int) -> LayerSpec:
     return replace(
-        layer, stored=int(width), static_votes=0, rank=None, width_affine=False, norm=False
+        layer,
+        stored=int(width),
+        static_votes=0,
+        rank=None,
+        width_affine=False,
+        boosted=False,
+        norm=False,
     )
 
 

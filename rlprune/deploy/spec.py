@@ -14,7 +14,7 @@ from typing import Any
 
 from rlprune.deploy.checks import Checks
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the file format; files of others are refused (1: other anchors at 0 < R_r < 1)."""
 
 _MOST_LAYERS = 1 << 10
@@ -48,6 +48,7 @@ class LayerSpec:
             static agent votes against.
         rank: of the importance predictor; 0: a whole matrix; None: no predictor.
         width_affine: whether scale and shift follow the share of pruned inputs.
+        boosted: whether u, with u_r cut at zero, scales the shift as well.
         norm: whether a BatchNorm was folded into the filters (its mean is stored).
     """
 
@@ -63,6 +64,7 @@ class LayerSpec:
     static_votes: int
     rank: int | None
     width_affine: bool
+    boosted: bool
     norm: bool
 
     @property
@@ -232,7 +234,7 @@ def _layer(values: Any, index: int) -> LayerSpec:
     where = f"layers[{index}]"
     given = _check.items(values, where, len(fields(LayerSpec)))
     name, channels, stored, inputs, kernel, stride, padding, dilation, size, votes, *rest = given
-    rank, affine, norm = rest
+    rank, affine, boosted, norm = rest
     runs = []
     for run in _check.items(inputs, f"{where}.inputs"):
         source, width = _check.items(run, f"{where}.inputs", 2)
@@ -252,6 +254,7 @@ def _layer(values: Any, index: int) -> LayerSpec:
         static_votes=_check.count(votes, f"{where}.static_votes"),
         rank=None if rank is None else _check.count(rank, f"{where}.rank"),
         width_affine=_check.boolean(affine, f"{where}.width_affine"),
+        boosted=_check.boolean(boosted, f"{where}.boosted"),
         norm=_check.boolean(norm, f"{where}.norm"),
     )
     _check.require(layer.stored <= layer.channels, where, "no more channels stored than there were")

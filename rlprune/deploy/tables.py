@@ -105,6 +105,7 @@ def _shape(layer: GatedLayer, rules: Rules, places: Any) -> Positions:
     shape[places.CHANGE] = policy.action == "change"
     shape[places.PROJECTED] = policy.projected
     shape[places.RECTIFIED] = layer.rectified
+    shape[places.BOOSTED] = spec.boosted
     return shape
 
 

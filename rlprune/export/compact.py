@@ -45,9 +45,11 @@ def layer_tensors(module: GatedConv, spec: LayerSpec, stored: list[Tensor]) -> d
         numbers["width_shift"] = module.width_shift[rows]
     tensors: dict[str, Tensor] = {}
     if spec.rank is None:  # the predictor is not used: u is its bias times u_s, for good
-        scale = signed_product(numbers["bias"], numbers["static"])
+        bias = numbers["bias"].relu() if module.boosted else numbers["bias"]
+        scale = signed_product(bias, numbers["static"])
         filters = filters * scale[:, None, None, None]
-        numbers["beta"] = numbers["beta"] - scale * numbers.get("mean", torch.zeros_like(scale))
+        beta = scale * numbers["beta"] if module.boosted else numbers["beta"]
+        numbers["beta"] = beta - scale * numbers.get("mean", torch.zeros_like(scale))
     else:
         predictor = module.runtime_predictor
         if spec.rank == 0:

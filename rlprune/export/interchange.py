@@ -215,10 +215,12 @@ class PlainModel(nn.Module):
         seen = pooled * torch.rsqrt(power + EPSILON)
         seen = F.linear(seen, numbers["code"]) if "code" in numbers else seen
         runtime = F.linear(seen, numbers["predictor"], numbers["bias"])
+        runtime = runtime.relu() if layer.spec.boosted else runtime
         static = numbers["static"]
         size = (runtime * static).abs()
         scale = torch.where((runtime < 0) | (static < 0), -size, size)
         beta = numbers["beta"].expand_as(scale)
+        beta = scale * beta if layer.spec.boosted else beta
         if "width_scale" in numbers:
             pruned = self._pruned_share(layer, decisions).float().unsqueeze(1)
             scale = scale * (1 + pruned * numbers["width_scale"])

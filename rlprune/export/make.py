@@ -170,6 +170,7 @@ def _layer_spec(
         static_votes=max(0, layer.out_channels - static_kept - deleted),
         rank=(rank or 0) if predictors else None,
         width_affine=predictors and module.width_scale is not None,
+        boosted=predictors and module.boosted,
         norm=isinstance(module.norm, nn.BatchNorm2d),
     )
 

@@ -224,7 +224,7 @@ def _compare(model: PrunedModel, learned: LearnedRun, measured: Measurement) -> 
     some = images.validation.take(np.arange(min(_CHECKED, len(images.validation))))
     pixels, _ = next(iter(iterate_batches(some, _CHECKED, None, images.mean, images.std)))
     budgets = with_dial(learned.method.book.episodes([measured.point]), measured.dial)
-    learned.network.set_predictors(learned.method.predictors)
+    learned.network.set_predictors(learned.method.predictors, learned.method.boosted)
     gate = learned.method.gate(
         learned.network, budgets.select(torch.zeros(len(pixels), dtype=torch.int64))
     )

@@ -48,6 +48,7 @@ class PruningRules:
         pruning: alpha and the trade-off rule.
         projected: whether budgets are met by construction.
         action: what the runtime agent's mean is anchored to.
+        importance_penalty: weight of the importances' L1 norm in the network's loss.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class PruningRules:
         pruning: PruningConfig,
         projected: bool = True,
         action: ActionKind = "absolute",
+        importance_penalty: float = 0.0,
     ) -> None:
         self.costs = costs
+        self.importance_penalty = importance_penalty
         self.pruning = pruning
         self.projected = projected
         self.action = action
@@ -269,11 +272,14 @@ class PruningGate(Gate):
         self._capped = bool(torch.isfinite(self.budgets.compute_max).any())
         self._static_only = bool((self.budgets.rate <= 0).all())
         self._anchor = runtime_anchor(self.budgets, rules)
+        self._norms: dict[int, Tensor] = {}
         self.policy.start(len(plan.stored))
 
     def decide(self, layer: int, pooled: Tensor, importance: Tensor) -> Tensor:
         """Keep mask [B, C] of layer t; see :class:`~rlprune.pruning.Gate`."""
         channels = importance.shape[1]
+        if self.rules.importance_penalty > 0.0:
+            self._norms[layer] = importance.abs().sum(1).mean()
         importance, pooled = importance.detach(), pooled.detach()
         cap, share = self._room(layer, channels)
         scores, rule = self._scores[layer], self.rules.pruning.tradeoff
@@ -294,6 +300,16 @@ class PruningGate(Gate):
             keep = cap_keep(keep, importance, cap.to(self._device))
         self.computed[:, layer] = keep.sum(1).cpu()
         return keep
+
+    def penalty(self) -> Tensor | None:
+        """lambda * sum over layers of ||u_r||_1, mean over the images, []; None: lambda is 0.
+
+        Source: Gao et al. 2019, Sec. 3, where the loss of FBS has this term. Deviation: the
+        paper's loss has none.
+        """
+        if not self._norms:
+            return None
+        return self.rules.importance_penalty * torch.stack(list(self._norms.values())).sum()
 
     def _intended(self, ratio: Tensor, channels: int) -> Tensor:
         """Channels that a runtime ratio means to compute, int64 [B].

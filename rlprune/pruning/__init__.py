@@ -1,5 +1,6 @@
 """Pruning: importance, masks, costs and budgets of gated networks (pure torch)."""
 
+from rlprune.pruning.boosting import boost_gates
 from rlprune.pruning.budgets import BudgetBook, EpisodeBudgets, Point
 from rlprune.pruning.costs import AgentSize, BilinearCost, CostModel
 from rlprune.pruning.design import GateDesign
@@ -26,6 +27,7 @@ __all__ = [
     "GatedNetwork",
     "Point",
     "TradeoffKeep",
+    "boost_gates",
     "cap_keep",
     "kept_count",
     "permanent_count",

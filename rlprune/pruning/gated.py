@@ -142,14 +142,13 @@ class GatedConv(nn.Module):
             self.width_scale = nn.Parameter(torch.zeros(channels, device=device))
             self.width_shift = nn.Parameter(torch.zeros(channels, device=device))
         self.use_predictor = True
-        self.rectified = False
+        self.boosted = False
 
     def runtime_importance(self, pooled: Tensor) -> Tensor:
         """u_r [B, C] from the pooled input [B, C_in]; without predictor, its bias alone."""
-        if self.use_predictor:
-            predicted = cast(Tensor, self.runtime_predictor(pooled))
-            return predicted.relu() if self.rectified else predicted
-        return self.runtime_predictor.bias.expand(len(pooled), -1)
+        bias = self.runtime_predictor.bias.expand(len(pooled), -1)
+        found = cast(Tensor, self.runtime_predictor(pooled)) if self.use_predictor else bias
+        return found.relu() if self.boosted else found
 
     def forward(self, x: Tensor, gate: Gate) -> Tensor:
         """[B, C_in, H, W] -> [B, C, H', W']."""
@@ -157,7 +156,7 @@ class GatedConv(nn.Module):
         runtime = self.runtime_importance(pooled)
         keep = gate(self.layer.index, pooled, runtime)
         scale = signed_product(runtime, self.static_importance)
-        shift = scale * self.shift if self.rectified else self.shift.expand_as(scale)
+        shift = scale * self.shift if self.boosted else self.shift.expand_as(scale)
         if self.width_scale is not None and self.width_shift is not None:
             pruned = pruned_share(self.layer, gate.keep) if self.use_predictor else None
             if pruned is not None:
@@ -285,14 +284,13 @@ class GatedNetwork(nn.Module):
         """Class logits of images [B, C, H, W] -> [B, K] under the gate's decisions."""
         return cast(Tensor, self.body(Gate() if gate is None else gate, images))
 
-    def set_predictors(self, enabled: bool, rectified: bool = False) -> None:
+    def set_predictors(self, enabled: bool, boosted: bool = False) -> None:
         """Switches predictors and width-dependent parts on or off (off: plain BatchNorm).
 
         Args:
             enabled: on or off.
-            rectified: u_r is cut at zero and scales the shift as well: keep * u * (norm(conv(x))
-                + shift), the layer of Gao et al. 2019 (``fbs``).
+            boosted: u_r is cut at zero and scales the shift as well: keep * u * (norm(conv(x))
+                + shift), the layer of Gao et al. 2019 (:func:`~rlprune.pruning.boost_gates`).
         """
         for layer in self.layers:
-            layer.use_predictor = enabled
-            layer.rectified = enabled and rectified
+            layer.use_predictor, layer.boosted = enabled, boosted

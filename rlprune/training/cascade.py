@@ -162,7 +162,7 @@ def choose(
         budgets = part.book.episodes([point])
         key = tuple(part.told(budgets).rows().flatten().tolist())
         if key not in known:
-            network.set_predictors(part.predictors)
+            network.set_predictors(part.predictors, part.boosted)
             evaluator.prepare(network, part, budgets)
             known[key] = evaluator.passes(network, part, budgets, evaluator.images.validation)
         return known[key]
@@ -211,7 +211,7 @@ def measure(
     runs: list[list[Passes]] = []
     for state, part in zip(weights, parts, strict=True):
         network.load_state_dict(state)
-        network.set_predictors(part.predictors)
+        network.set_predictors(part.predictors, part.boosted)
         budgets = part.book.episodes([point])
         evaluator.prepare(network, part, budgets)
         runs.append([evaluator.passes(network, part, budgets, split) for split in splits])

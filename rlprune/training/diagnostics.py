@@ -217,7 +217,7 @@ def difficulty(
     chosen = [m for m in measurements if m.method == LEARNED and m.point.ratio is None]
     if not chosen:
         return []
-    dense = _network(program, program.snapshots[PRETRAINED], predictors=False)
+    dense = _network(program, program.snapshots[PRETRAINED], methods.dense(program.setup))
     losses = _answers(program, dense, lambda count: Gate()).losses
     method = methods.learned(program.setup, *agents)
     rows: list[dict[str, float]] = []
@@ -263,22 +263,20 @@ def difficulty_rows(
     return rows
 
 
-def _network(
-    program: TrialProgram, weights: Mapping[str, Tensor], predictors: bool
-) -> GatedNetwork:
+def _network(program: TrialProgram, weights: Mapping[str, Tensor], method: Method) -> GatedNetwork:
     """A network of its own in eval mode, where the program's is."""
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices):  # first weights are seeded
         network = network_of(program.config, program.images)
     network.load_state_dict(weights)
-    network.set_predictors(predictors)
+    network.set_predictors(method.predictors, method.boosted)
     return network.to(next(program.network.parameters()).device).eval()
 
 
 def _learned_hits(program: TrialProgram, method: Method, measured: Measurement) -> Tensor:
     """Repeats the measurement's pass over the test images for each answer, bool [N]."""
     evaluation = program.config.evaluation
-    network = _network(program, program.network.state_dict(), method.predictors)
+    network = _network(program, program.network.state_dict(), method)
     told = methods.with_dial(method.book.episodes([measured.point]), measured.dial)
 
     def gates(count: int) -> Gate:

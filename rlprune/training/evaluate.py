@@ -147,7 +147,7 @@ class Evaluator:
         The network's BatchNorm statistics are left as re-estimated for this point.
         """
         started = time.perf_counter()
-        network.set_predictors(method.predictors, method.rectified)
+        network.set_predictors(method.predictors, method.boosted)
         budgets = method.book.episodes([point])
         if point.compute_mean is not None and method.runtime is not None:
             if point.tradeoff_rate > 0:
@@ -162,7 +162,7 @@ class Evaluator:
 
     def validate(self, network: GatedNetwork, method: Method, point: Point) -> SplitResult:
         """Validation only, with re-estimated BatchNorm: for choosing and for progress."""
-        network.set_predictors(method.predictors, method.rectified)
+        network.set_predictors(method.predictors, method.boosted)
         budgets = method.book.episodes([point])
         self.prepare(network, method, budgets)
         return self.split(network, method, budgets, self.images.validation)

@@ -104,7 +104,7 @@ def gates_of(setup: TrialSetup, network: GatedNetwork, recipe: GateRecipe) -> Ga
 
 
 def _importance_gates(setup: TrialSetup, network: GatedNetwork) -> GateFactory | None:
-    network.set_predictors(True)
+    network.set_predictors(True, setup.config.pruning.boosted)
     ratios = setup.config.training.importance_ratios
     if ratios == "none":
         return None
@@ -135,7 +135,7 @@ def _finetune_gates(setup: TrialSetup, network: GatedNetwork, method: Method) ->
     Policies play their means: a network that is fine-tuned under exploration noise has
     trained for other widths than those at which it is measured.
     """
-    network.set_predictors(method.predictors, method.rectified)
+    network.set_predictors(method.predictors, method.boosted)
     rates = method_rates(setup.config, method.name)
 
     def make(share: Share, rng: np.random.Generator) -> Gate:

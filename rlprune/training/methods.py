@@ -60,7 +60,7 @@ class Method:
         static_scores: replaces the learned static importance.
         predictors: whether runtime importance predictors are used.
         told: the budgets that the policies are told and kept to, from those of the trial.
-        rectified: see :meth:`~rlprune.pruning.GatedNetwork.set_predictors`.
+        boosted: see :meth:`~rlprune.pruning.GatedNetwork.set_predictors`.
 
     A method is made for agents that do not change: static decisions are remembered.
     """
@@ -73,7 +73,7 @@ class Method:
     static_scores: tuple[Tensor, ...] | None = None
     predictors: bool = True
     told: BudgetChange = _as_given
-    rectified: bool = False
+    boosted: bool = False
     _plans: dict[tuple[float, ...], StaticPlan] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -107,13 +107,15 @@ def learned(setup: TrialSetup, runtime: RuntimeAgent, static: StaticAgent) -> Me
         setup.book,
         lambda: AgentPolicy(runtime),
         lambda: AgentPolicy(static),
+        boosted=setup.config.pruning.boosted,
     )
 
 
 def _own_rules(setup: TrialSetup, costs: CostModel) -> tuple[PruningRules, BudgetBook]:
     """Rules and budgets of a method without agent: budgets are always kept."""
     config = setup.config
-    rules = PruningRules(costs, config.pruning, projected=True)
+    penalty = config.training.importance_penalty if costs.predictors else 0.0
+    rules = PruningRules(costs, config.pruning, projected=True, importance_penalty=penalty)
     return rules, BudgetBook(costs, config.budgets, config.pruning)
 
 
@@ -130,7 +132,14 @@ def dense(setup: TrialSetup) -> Method:
 def uniform(setup: TrialSetup) -> Method:
     """The same keep ratio in every layer, the largest that the budgets allow."""
     rules, book = _own_rules(setup, _with_predictors(setup))
-    return Method("uniform", rules, book, lambda: AnchoredRatios(), lambda: AnchoredRatios())
+    return Method(
+        "uniform",
+        rules,
+        book,
+        lambda: AnchoredRatios(),
+        lambda: AnchoredRatios(),
+        boosted=setup.config.pruning.boosted,
+    )
 
 
 def static_l1(
@@ -171,6 +180,7 @@ def random_ratios(setup: TrialSetup, runtime_factors: Tensor, static_factors: Te
         book,
         lambda: AnchoredRatios(runtime_factors),
         lambda: AnchoredRatios(static_factors),
+        boosted=setup.config.pruning.boosted,
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from rlprune.agents.networks import RuntimeAgent, StaticAgent
 from rlprune.data import ImageSet
 from rlprune.mdp.reward import PriceCurve
-from rlprune.pruning import Gate, Point
+from rlprune.pruning import Gate, Point, boost_gates
 from rlprune.pruning.ranking import rank_importances
 from rlprune.training import cascade, methods
 from rlprune.training.catalogue import facts_of
@@ -207,10 +207,17 @@ class TrialProgram:
         for name in _SNAPSHOTS[:stage]:
             if name not in self.snapshots:
                 self.snapshots[name] = self._weights()
-                if name == PRETRAINED and self.config.training.ranked_start:
-                    rank_importances(self.network)  # whatever comes next has gates
+                if name == PRETRAINED:
+                    self._make_gates()
         if unit.phase == cascade.LARGE and cascade.SMALL not in self.snapshots:
             self.snapshots[cascade.SMALL] = self._weights()  # ready: the large one comes next
+
+    def _make_gates(self) -> None:
+        """What comes after pretraining has gates."""
+        if self.config.training.ranked_start:
+            rank_importances(self.network)
+        if self.config.pruning.boosted:
+            boost_gates(self.network)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         state = self.network.state_dict()
@@ -333,7 +340,7 @@ class TrialProgram:
     def prepare_rollouts(self, agent_trainer: AgentTrainer) -> None:
         """Before a round's rollouts: BatchNorm statistics as under the present policy."""
         method = self._learned(agent_trainer)
-        self.network.set_predictors(True)
+        self.network.set_predictors(method.predictors, method.boosted)
         rng = np.random.default_rng([self.config.seed, 6, self.position])
 
         def gates(count: int) -> Gate:

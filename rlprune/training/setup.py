@@ -105,6 +105,7 @@ class TrialSetup:
                 config.pruning,
                 projected=config.budgets.rule == "projected",
                 action="change" if action_kind(config) == "change" else "absolute",
+                importance_penalty=config.training.importance_penalty,
             ),
         )
 

@@ -79,6 +79,7 @@ class RolloutWorker(EnvRunner):
             GateDesign.of(self.trial.pruning),
         ).to(self.device)
         self.network.eval()
+        self.network.set_predictors(True, self.trial.pruning.boosted)
         self.setup = TrialSetup.of(self.trial, self.network.channels)
         self.module = module_spec(self.setup.graph, self.trial.agents).build()
         self._modules_version = -1

@@ -160,7 +160,7 @@ def test_other_rates_join_their_methods_and_tries_stay_out(
     assert sorted(found["experiment"].unique()) == ["methods_colour", "some"]
     tries = tables.tuning(folders[2] / "results")
     assert tries[["method", "setting", "chosen"]].to_numpy().tolist() == [
-        ["learned", "agents.learning_rate", "*"]
+        ["learned", "training.importance_penalty", "*"]
     ]
 
 
@@ -187,7 +187,7 @@ def test_sweeps_have_the_trials_that_they_say(name: str, count: int) -> None:
     configs = [trial_config(spec, point.values, point.name) for point in points]
     assert len({config.seed for config in configs}) == (1 if name == "tuning" else 3)
     if name == "tuning":
-        for part, key in (("agents", "learning_rate"), ("methods", "fbs_penalty")):
+        for part, key in (("training", "importance_penalty"), ("methods", "fbs_penalty")):
             assert len({getattr(getattr(config, part), key) for config in configs}) == 4
     if name == "ablation_mean":
         budgets = {(c.budgets.compute_max, c.budgets.compute_mean) for c in configs}

@@ -220,7 +220,7 @@ def edit(*keys: Any, value: Any) -> Callable[[Description], None]:
         (edit("layers", 0, 2, value=7), r"layers\[0\]: must be no more channels stored"),
         (edit("layers", 1, 3, value=[[1, 6]]), r"layers\[1\]\.inputs: must be earlier layers"),
         (edit("layers", 1, 3, value=[]), r"layers\[1\]\.inputs: must be a list of at least one"),
-        (edit("layers", 1, value=[]), r"layers\[1\]: must be a list of 13"),
+        (edit("layers", 1, value=[]), r"layers\[1\]: must be a list of 14"),
         (edit("layers", 1, 10, value=None), "layers|1\\.channel"),
         (edit("budget", "alpha", value=0.0), r"budget\.alpha: must be from"),
         (edit("budget", "tradeoff_rate", value=1.5), r"budget\.tradeoff_rate: must be from 0 to 1"),

@@ -35,6 +35,8 @@ SETTINGS = {
     "soft": Setting(rate=0.5, projected=False),
     "constant": Setting(rate=0.5, policy="constant"),
     "constant, paper": Setting(rate=0.6, policy="constant", tradeoff="paper"),
+    "boosted": Setting(rate=0.5, boosted=True),
+    "boosted, low rank, affine": Setting(rate=1.0, rank=4, width_affine=True, boosted=True),
     "static": Setting(rate=0.0),
     "static, low rank, affine": Setting(rate=0.0, rank=4, width_affine=True),
 }

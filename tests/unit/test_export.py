@@ -26,6 +26,8 @@ SETTINGS = {
     "default": Setting(),
     "paper": Setting(tradeoff="paper"),
     "low rank, width": Setting(rank=4, width_affine=True),
+    "boosted": Setting(boosted=True),
+    "boosted, width": Setting(rank=4, width_affine=True, boosted=True),
     "mean": Setting(compute_max=None, compute_mean=0.5),
     "mean and cap": Setting(compute_max=0.7, compute_mean=0.5),
     "constant": Setting(policy="constant"),

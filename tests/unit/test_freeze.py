@@ -44,6 +44,7 @@ SETTINGS = {
     "mean": Setting(0.5, rank=2, width_affine=True, compute_max=None, compute_mean=1.0),
     "constant": Setting(0.5, policy="constant", rank=4, width_affine=True),
     "soft": Setting(1.0, projected=False),
+    "boosted": Setting(0.5, boosted=True),
 }
 
 

@@ -31,6 +31,7 @@ SETTINGS = {
     "mean_half": Setting(0.5, compute_max=None, compute_mean=0.5),
     "constant": Setting(0.5, policy="constant"),
     "soft": Setting(1.0, projected=False),
+    "boosted": Setting(0.5, rank=2, width_affine=True, boosted=True),
     "static": Setting(0.0, rank=2, width_affine=True),
     "l1": Setting(0.0, policy="l1"),
 }

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,8 +31,11 @@ NAMES = ("uniform", "random", "static_l1", "learned")
 class Trial:
     """A small traced network, its set-up, and all methods."""
 
-    def __init__(self, backbone: object = None, **budgets: object) -> None:
+    def __init__(
+        self, backbone: object = None, pruning: Any = None, training: Any = None, **budgets: object
+    ) -> None:
         values = {"budgets": budgets, "agents": {"hidden": 2}}
+        values |= {"pruning": pruning or {}, "training": training or {}}
         config = config_from_dict(values)
         self.network: GatedNetwork = gated(backbone or Sequential([10, 16, 12]), seed=0)
         self.setup = TrialSetup.of(config, self.network.channels)
@@ -54,7 +58,7 @@ class Trial:
     def run(
         self, method: Method, rate: float, ratio: float | None = None, images: int = 4
     ) -> PruningGate:
-        self.network.set_predictors(method.predictors)
+        self.network.set_predictors(method.predictors, method.boosted)
         budgets = method.book.episodes([self.setup.book.point(rate, ratio)] * images)
         gate = method.gate(self.network, budgets)
         torch.manual_seed(1)
@@ -265,6 +269,29 @@ def test_learned_before_training_is_uniform_at_its_own_costs() -> None:
     assert gate.ratios.numpy() == pytest.approx(0.5, abs=1e-6)
     assert gate.computed.tolist() == [[5, 8, 6]] * 4
     assert gate.macs().tolist() == [trial.setup.book.point(1.0).compute_max] * 4
+
+
+@pytest.mark.parametrize("name", ["learned", "uniform", "random"])
+def test_our_gates_are_boosted_and_penalised_where_the_trial_says_so(name: str) -> None:
+    trial = Trial()
+    assert not trial.method(name).boosted
+    assert trial.run(trial.method(name), 0.5).penalty() is None
+    trial = Trial(pruning={"boosted": True}, training={"importance_penalty": 0.5})
+    with torch.no_grad():
+        for number, layer in enumerate(trial.network.layers):
+            layer.runtime_predictor.weight.zero_()
+            layer.runtime_predictor.bias.fill_(-1.0 if number == 0 else 2.0)
+    method = trial.method(name)
+    assert method.boosted
+    # Of 10, 16 and 12 channels the first ten are cut at zero.
+    assert float(trial.run(method, 0.5).penalty()) == pytest.approx(0.5 * (16 + 12) * 2.0)
+
+
+@pytest.mark.parametrize("name", ["static_l1", "dense"])
+def test_plain_methods_are_neither(name: str) -> None:
+    trial = Trial(pruning={"boosted": True}, training={"importance_penalty": 0.5})
+    method = trial.method(name)
+    assert not method.boosted and trial.run(method, 0.0).penalty() is None
 
 
 def test_equal_budgets_share_one_plan() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from rlprune.pruning import Gate, boost_gates
 from rlprune.replicas import Share
-from rlprune.training.rivals import RIVALS, fbs, rnp
+from rlprune.training.rivals import RIVALS, rnp
 from tests.physical import Residual, Sequential, gated
 from tests.rival_trial import RivalTrial
 
@@ -39,11 +40,30 @@ def test_rewriting_leaves_what_the_network_computes() -> None:
     assert any((layer.runtime_predictor.bias < 0).any() for layer in trial.network.layers)
     images = torch.randn(5, 2, 4, 4)
     before = trial.network(images)
-    fbs.positive_scales(trial.network)
-    trial.network.set_predictors(True, rectified=True)
+    boost_gates(trial.network)
+    trial.network.set_predictors(True, boosted=True)
     torch.testing.assert_close(trial.network(images), before, rtol=1e-4, atol=1e-5)
     trial.network.set_predictors(True)  # without it the shift is not scaled
     assert not torch.allclose(trial.network(images), before, atol=1e-2)
+    with torch.no_grad():
+        trial.network.layers[1].runtime_predictor.weight.fill_(0.1)
+    with pytest.raises(ValueError, match="before their predictors are trained"):
+        boost_gates(trial.network)
+
+
+def test_ranked_importances_are_rewritten_too() -> None:
+    """u_r and u_s both carry a part of the scale then, and either may be negative."""
+    trial = RivalTrial(Residual([8, 9, 7]))
+    with torch.no_grad():
+        for layer in trial.network.layers:
+            layer.static_importance.copy_(torch.randn(layer.layer.out_channels))
+    images = torch.randn(5, 2, 4, 4)
+    before = trial.network(images)
+    boost_gates(trial.network)
+    trial.network.set_predictors(True, boosted=True)
+    torch.testing.assert_close(trial.network(images), before, rtol=1e-4, atol=1e-5)
+    trial.network.set_predictors(False, boosted=True)  # R_r = 0 reads no input
+    torch.testing.assert_close(trial.network(images), before, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -55,12 +75,12 @@ def test_a_boosted_layer_by_hand() -> None:
     predictor.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, 0.0]]))
     predictor.bias.copy_(torch.tensor([0.5, 0.0, 0.25]))
     layer.shift.copy_(torch.tensor([1.0, 2.0, 3.0]))
-    network.set_predictors(True, rectified=True)
+    network.set_predictors(True, boosted=True)
     x = torch.zeros(1, 2, 5, 5)
     x[:, 0] = 1.0  # pooled: (1, 0), at unit root mean square (sqrt 2, 0)
     found: list[torch.Tensor] = []
 
-    class Winners(fbs.Gate):
+    class Winners(Gate):
         def decide(self, index: int, pooled: torch.Tensor, importance: torch.Tensor) -> None:
             found.append(importance)
 
@@ -97,7 +117,7 @@ def test_the_saliencies_norm_is_added_to_the_loss() -> None:
     with torch.no_grad():
         for number, layer in enumerate(trial.network.layers):
             layer.runtime_predictor.bias.fill_(1.0 + number)
-    trial.network.set_predictors(True, rectified=True)
+    trial.network.set_predictors(True, boosted=True)
     budgets = method.book.episodes([trial.setup.book.point(1.0)] * 3)
     gate = method.gate(trial.network, budgets)
     trial.network(torch.randn(3, 2, 5, 5), gate)

@@ -15,6 +15,7 @@ from rlprune.deploy.kernels.jit import carray, compiled, entry
 from rlprune.deploy.kernels.places import (
     AGENT_AT,
     BIAS,
+    BOOSTED,
     CAP,
     CHANNEL_AT,
     CHANNEL_ROWS,
@@ -135,7 +136,8 @@ def _layer(
     rows = inputs if rank == 0 else rank
     predictor = carray(singles(job[PREDICTOR_AT]), (rows, stored))
     pooled = pooled_input(x, columns, inputs)
-    importance = importances(pooled, code, predictor, channel[BIAS], shape[IN_CHANNELS])
+    boosted = shape[BOOSTED]
+    importance = importances(pooled, code, predictor, channel[BIAS], shape[IN_CHANNELS], boosted)
     count = decide(
         shape,
         carray(doubles(job[RULES_AT]), (RULES,)),
@@ -155,7 +157,7 @@ def _layer(
     present, chosen = len(columns), kept[:count]
     pruned = np.float32((shape[IN_CHANNELS] - present) / shape[IN_CHANNELS])
     scale = np.empty(count, np.float32)
-    scales(channel, importance, pruned, chosen, scale, shift)
+    scales(channel, importance, pruned, boosted, chosen, scale, shift)
     if count * present > pairs:
         filters = carray(singles(job[FILTERS_AT]), (stored, job[TAPS], inputs))
         gather_filters(filters, scale, chosen, columns, weights)

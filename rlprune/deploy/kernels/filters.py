@@ -28,11 +28,12 @@ def scales(
     channel: Single,
     importance: Single,
     pruned: np.float32,
+    boosted: int,
     kept: Whole,
     scale: Single,
     shift: Single,
 ) -> None:
-    """Writes u and beta - u * mean of the channels kept, into the first n places of each."""
+    """Writes u and beta (boosted: u * beta) - u * mean of the channels kept, n places of each."""
     one = np.float32(1.0)
     for row in range(len(kept)):
         place = kept[row]
@@ -40,8 +41,11 @@ def scales(
         value = abs(importance[place] * static)
         if importance[place] < 0.0 or static < 0.0:
             value = -value
+        beta = channel[BETA, place]
+        if boosted:
+            beta = value * beta
         value = value * (one + pruned * channel[WIDTH_SCALE, place])
-        beta = channel[BETA, place] + pruned * channel[WIDTH_SHIFT, place]
+        beta = beta + pruned * channel[WIDTH_SHIFT, place]
         scale[row] = value
         shift[row] = beta - value * channel[MEAN, place]
 

@@ -62,9 +62,9 @@ def add_product(values: Single, matrix: Single, out: Single) -> None:
 
 @compiled
 def importances(
-    pooled: Single, code: Single, predictor: Single, bias: Single, width: int
+    pooled: Single, code: Single, predictor: Single, bias: Single, width: int, boosted: int
 ) -> Single:
-    """u_r [S] from the pooled input at unit scale over ``width`` channels."""
+    """u_r [S] from the pooled input at unit scale over ``width`` channels; boosted: cut at zero."""
     power = 0.0
     for value in pooled:
         power += value * value
@@ -76,4 +76,8 @@ def importances(
         seen = coded
     found = np.zeros(predictor.shape[1], np.float32)
     add_product(seen, predictor, found)
-    return found + bias
+    found = found + bias
+    if boosted:
+        for place in range(len(found)):
+            found[place] = max(found[place], np.float32(0.0))
+    return found

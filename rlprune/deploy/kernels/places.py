@@ -11,8 +11,8 @@ Whole = NDArray[np.int64]
 
 # Places in a layer's ``shape``, whole numbers.
 LAYER, CHANNELS, IN_CHANNELS, VOTES, PERMANENT, DECIDES, AGENT, CHANGE, PROJECTED = range(9)
-RECTIFIED = 9
-SHAPE = 10
+RECTIFIED, BOOSTED = 9, 10
+SHAPE = 11
 # Places in a layer's ``rules``: numbers of the model, then of ``budget.LayerCosts``.
 RATE, ALPHA, OFFSET, LINEAR, SLOPE_AFTER, LEAST, LEAST_AFTER, LINEAR_AFTER, SQUARE_AFTER = range(9)
 RULES = 9
