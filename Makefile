@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
-# Under two minutes each; the others are in test-cluster.
-SHORT_FAULTS := worker_node or one_process or driver
+# Faults on a cluster, under two minutes each; test-cluster has the others as well.
+FAULTS := tests/cluster/test_sweep_faults.py tests/cluster/test_memory_fault.py -k "not the_head"
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart compare test test-cluster lint clean
@@ -40,7 +40,7 @@ test: lint  ## Everything that must pass: lint, then pytest (with ARGS=...: pyte
 ifeq ($(strip $(ARGS)),)
 	$(BIN)/python -m pytest -n 2 tests/unit tests/property
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 tests/integration
-	$(BIN)/python -m pytest --durations 5 tests/cluster/test_sweep_faults.py -k "$(SHORT_FAULTS)"
+	$(BIN)/python -m pytest --durations 10 $(FAULTS)
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
