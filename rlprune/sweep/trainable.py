@@ -205,8 +205,11 @@ class TrialTrainable(tune.Trainable):
 
     def _wait_for_storage(self) -> None:
         """Spends an outage of the storage here, where it is no failure of the trial."""
+        if files.wait_until_reachable(self._folder, 0.0):
+            return
+        logger.warning("%s does not answer: waiting %.0f s.", self._folder, _OUTAGE_SECONDS)
         if not files.wait_until_reachable(self._folder, _OUTAGE_SECONDS):
-            logger.warning("%s did not answer for %.0f s.", self._folder, _OUTAGE_SECONDS)
+            logger.warning("%s did not answer again.", self._folder)
 
     # --------------------------------------------------------------- pretraining
 
