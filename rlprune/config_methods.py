@@ -61,6 +61,9 @@ class MethodConfig:
     Attributes:
         search_candidates: candidates that each method which searches (``legr``, ``amc``) may
             measure on the validation images before fine-tuning.
+        search_steps: steps that the network is fine-tuned for before each of them is measured,
+            at fine-tuning's first rate; its weights are put back afterwards (Chin et al. 2020:
+            200 for ``legr``; He et al. 2018: none for ``amc``).
         slimming_penalty: lambda, weight of the BatchNorm scales' L1 norm while ``slimming``
             trains them towards zero.
         fbs_penalty: lambda, weight of the saliencies' L1 norm in the loss of ``fbs``.
@@ -68,6 +71,7 @@ class MethodConfig:
     """
 
     search_candidates: AtLeastOne = 40
+    search_steps: Annotated[int, Field(ge=0)] = 10
     slimming_penalty: Annotated[float, Field(ge=0.0)] = 1e-4
     fbs_penalty: Annotated[float, Field(ge=0.0)] = 1e-8
     rnp_price: Annotated[float, Field(ge=0.0)] = 0.01

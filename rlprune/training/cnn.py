@@ -32,6 +32,8 @@ Whatever is drawn is drawn for the whole batch: generators must agree in all pro
 """
 
 _PREDICTORS = "runtime_predictor.weight"
+PLAIN_FROZEN = (_PREDICTORS, "static_importance", "width_scale", "width_shift")
+"""Parameters that a network without gates of ours does not train."""
 
 StepReport = Callable[[int, int, float, float], None]
 """(step, steps in all, loss, accuracy) after each optimizer step."""

@@ -13,7 +13,14 @@ from rlprune.data import ImageSet
 from rlprune.pruning import GateDesign, GatedNetwork
 from rlprune.replicas import ALONE, Replicas
 from rlprune.training.catalogue import facts_of
-from rlprune.training.cnn import CnnSchedule, CnnTrainer, Feed, Step, StepReport
+from rlprune.training.cnn import (
+    PLAIN_FROZEN,
+    CnnSchedule,
+    CnnTrainer,
+    Feed,
+    Step,
+    StepReport,
+)
 from rlprune.training.gates import GateRecipe, gates_of
 from rlprune.training.phases import (
     ALTERNATE,
@@ -26,7 +33,6 @@ from rlprune.training.setup import TrialSetup, build_network, without_weights
 
 _SEED_OF_PHASE = {PRETRAIN: 1, RUNTIME_IMPORTANCE: 2, STATIC_IMPORTANCE: 3, ALTERNATE: 4}
 _WITHOUT_STATIC = ("static_importance", "width_scale", "width_shift")
-_PLAIN = ("runtime_predictor.weight", *_WITHOUT_STATIC)
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,9 @@ class CnnJob:
         frozen: tuple[str, ...] = ()
         facts = facts_of(phase)
         if phase == PRETRAIN:
-            frozen = _PLAIN
+            frozen = PLAIN_FROZEN
         elif facts is not None and facts.plain:
-            frozen = _WITHOUT_STATIC if facts.predictors else _PLAIN
+            frozen = _WITHOUT_STATIC if facts.predictors else PLAIN_FROZEN
         elif phase == RUNTIME_IMPORTANCE:
             frozen = ("static_importance",)
         first = phase == PRETRAIN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -293,6 +294,35 @@ class Judged(Bench):
 def judged(trial: RivalTrial) -> Judged:
     bench = trial.bench()
     return Judged(**{key: value for key, value in vars(bench).items() if key != "_asked"})
+
+
+def weights_of(trial: RivalTrial) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trial.network.state_dict().items()}
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_a_candidate_is_fine_tuned_and_its_weights_are_put_back(steps: int) -> None:
+    trial = RivalTrial(methods={"search_steps": steps})
+    method, before = trial.method("fpgm"), weights_of(trial)
+    measured: list[dict[str, torch.Tensor]] = []
+    validate = trial.evaluator.validate
+
+    def noting(*arguments: Any) -> Any:
+        measured.append(weights_of(trial))
+        return validate(*arguments)
+
+    trial.evaluator.validate = noting  # type: ignore[method-assign]
+    bench = trial.bench()
+    assert bench.accuracy(method) == bench.known[0] == trial.bench().accuracy(method)
+    after = weights_of(trial)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    (found,) = measured  # the second bench knew the answer
+    moved = {name for name, value in before.items() if not torch.equal(found[name], value)}
+    if steps == 0:
+        assert moved == set()
+        return
+    assert any(name.endswith("conv.weight") for name in moved)
+    assert not any("static_importance" in name or "predictor.weight" in name for name in moved)
 
 
 @pytest.mark.parametrize("name", ["legr", "amc"])

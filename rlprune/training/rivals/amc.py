@@ -99,8 +99,10 @@ def fit(bench: Bench) -> Fitted:
     all episodes is taken.
 
     Source: He et al. 2018, Sec. 3.3-3.4 (R_err). Deviations: filters are ranked by their L1
-    norm; a few tens of episodes (``methods.search_candidates``). RLlib's new API stack has no
-    DDPG, so the agent is a small one of torch (:mod:`rlprune.training.rivals.ddpg`).
+    norm; a few tens of episodes (``methods.search_candidates``), each network fine-tuned for
+    ``methods.search_steps`` steps (theirs is measured as it is: 40 episodes are too few for
+    so weak a signal). RLlib's new API stack has no DDPG, so the agent is a small one of torch
+    (:mod:`rlprune.training.rivals.ddpg`).
     """
     macs = [m for m in (bench.point.compute_max, bench.point.compute_mean) if m is not None]
     limits = static_limits(bench.setup, min(macs, default=None), bench.point.storage_bytes)

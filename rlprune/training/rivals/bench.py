@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlprune.data import ImageSet
 from rlprune.pruning import Gate, GatedNetwork, Point
 from rlprune.replicas import Share
+from rlprune.training.cnn import PLAIN_FROZEN, CnnSchedule, CnnTrainer
 from rlprune.training.evaluate import Evaluator
 from rlprune.training.methods import Method
 from rlprune.training.setup import TrialSetup
@@ -54,15 +56,44 @@ class Bench:
         return np.random.default_rng([self.setup.config.seed, 8, purpose])
 
     def accuracy(self, method: Method) -> float:
-        """Validation accuracy of a candidate, its weights as they are, BatchNorm re-estimated."""
-        if self._asked == len(self.known):
+        """Validation accuracy of a candidate after a little fine-tuning, BatchNorm re-estimated.
+
+        The weights are as before when it returns.
+        """
+        self._asked += 1
+        if self._asked > len(self.known):
+            before = {key: value.clone() for key, value in self.network.state_dict().items()}
+            self._fine_tune(method)
             result = self.evaluator.validate(self.network, method, self.point)
+            self.network.load_state_dict(before)
             self.known.append(result.accuracy)
-            self._asked += 1
             self.advance(self._asked, self.candidates, {"best": max(self.known)})
-        else:
-            self._asked += 1
         return self.known[self._asked - 1]
+
+    def _fine_tune(self, method: Method) -> None:
+        """``methods.search_steps`` steps, on the same images for every candidate."""
+        config = self.setup.config
+        training, steps = config.training, config.methods.search_steps
+        if steps == 0:
+            return
+        self.network.set_predictors(method.predictors, method.boosted)
+        schedule = CnnSchedule(
+            training.finetune_learning_rate,
+            steps,
+            min(training.batch_size, len(self.images.train)),
+            training.gradient_clip,
+            training.label_smoothing,
+            decays=False,
+        )
+        budgets = method.book.table((self.point,))
+
+        def gates(share: Share, _: np.random.Generator) -> Gate:
+            return method.gate(
+                self.network, budgets.select(torch.zeros(len(share), dtype=torch.int64))
+            )
+
+        trainer = CnnTrainer(self.network, self.images, schedule, [config.seed, 11], PLAIN_FROZEN)
+        trainer.run(steps, gates)
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,9 @@ def fit(bench: Bench) -> Fitted:
     validation images.
 
     Source: Real et al. 2019, "Regularized Evolution for Image Classifier Architecture Search",
-    as Chin et al. use it. Deviations: a candidate is measured as it is, with BatchNorm
-    re-estimated (the paper fine-tunes it for 200 steps first); population and candidates are
-    as few as every searching method gets (``methods.search_candidates``; the paper: 64, 400).
+    as Chin et al. use it. Deviations: a candidate is fine-tuned for ``methods.search_steps``
+    steps (the paper: 200) and measured with BatchNorm re-estimated; population and candidates
+    are as few as every searching method gets (``methods.search_candidates``; the paper: 64, 400).
     """
     norms = tuple(squared_norms(part).cpu() for part in filters_of(bench.network))
     spreads = np.array([float(part.std(correction=0)) for part in norms])
