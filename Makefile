@@ -1,4 +1,4 @@
-# Needs Python >= 3.10 (with venv) and make. Everything lands in .venv; nothing else changes.
+# Needs Python >= 3.11 (with venv) and make. Everything lands in .venv; nothing else changes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -37,7 +37,7 @@ DATASETS = {
     "digits": "digits",
 }
 TUNING = "tuning"
-NETWORK = ["experiment", "dataset", "backbone", "width", "s"]
+NETWORK = ["experiment", "dataset", "backbone", "width", "s", "variant"]
 STATIC = [name for name, facts in CATALOGUE.items() if facts.kind == "static" and name != "dense"]
 COSTS = {
     "macs_mean_ratio": "MACs / dense",
@@ -91,9 +91,20 @@ def _prepared(rows: pd.DataFrame) -> pd.DataFrame:
     rows["accuracy"] = 100 * rows["test_accuracy"]
     rows["chosen_by"] = 100 * rows["validation_accuracy"]
     times = ("pretrain", "importance", "agents", "finetune")
+    rows["variant"] = rows["configuration"].map(_variant)
     rows["seconds"] = sum(rows[f"seconds_{name}"] for name in times)
     rows["R_r"] = rows["tradeoff_rate"].map(lambda rate: "-" if pd.isna(rate) else f"{rate:g}")
     return rows
+
+
+def _variant(configuration: str) -> str:
+    """What ablations vary, in words; "" for the usual: projected caps, permanent deletion."""
+    values = json.loads(configuration)
+    budgets = values["budgets"]
+    found = [budgets["rule"], values["pruning"]["tradeoff"]]
+    found += ["mean"] if budgets["compute_max"] is None and budgets["compute_mean"] else []
+    found += ["range"] if budgets["train_range"] else []
+    return " ".join(part for part in found if part not in ("projected", "permanent"))
 
 
 def error(values: pd.Series) -> float:
@@ -107,6 +118,8 @@ def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
     dense = rows[rows["method"] == "dense"]["accuracy"].mean()
     found = []
     for (method, rate), part in rows.groupby(["method", "R_r"]):
+        if part["seed"].duplicated().any():
+            raise SystemExit(f"{method}, R_r = {rate}: several rows of one seed. Keep one version.")
         kind = CATALOGUE[method].kind if method in CATALOGUE else "both"
         met = "-" if method == "dense" else "yes" if part["budgets_met"].all() else "NO"
         found.append(
@@ -254,7 +267,9 @@ def tuning(path: Path) -> pd.DataFrame:
     found = []
     for method, (part, key) in fields.items():
         for _, row in rows[rows["method"] == method].iterrows():
-            value = json.loads(row["configuration"])[part][key]
+            value = json.loads(row["configuration"])[part].get(key)
+            if value is None:  # of a version without that setting
+                continue
             found.append([method, f"{part}.{key}", value, row["chosen_by"], row["budgets_met"]])
     columns = ["method", "setting", "value", "validation accuracy [%]", "budget met"]
     table = pd.DataFrame(found, columns=columns).sort_values(["method", "value"])
@@ -291,8 +306,8 @@ def show(rows: pd.DataFrame, figures: Path) -> None:
     """Prints the tables of every network and budget, and draws their figures."""
     pd.set_option("display.width", 250)
     for key, part in rows.groupby(NETWORK):
-        experiment, dataset, backbone, width, s = key
-        title = f"{dataset}, {backbone} at width {width:g}, budget {s}"
+        experiment, dataset, backbone, width, s, variant = key
+        title = f"{dataset}, {backbone} at width {width:g}, budget {s} {variant}".rstrip()
         print(f"\n== {experiment}: {title}\n")
         print(methods_table(part).round(3).to_string(index=False, na_rep="-"))
         pairs = paired(part)
@@ -300,7 +315,9 @@ def show(rows: pd.DataFrame, figures: Path) -> None:
             print("\nOurs minus the others, points of test accuracy, paired by seed:\n")
             print(pairs.round(3).to_string(index=False, na_rep="-"))
         print("\nTargets:", *verdict(part), sep="\n  ")
-        path = figures / f"{experiment}_{backbone}_{str(s).rstrip('%')}.png"
+        path = (
+            figures / f"{experiment}_{backbone}_{str(s).rstrip('%')}{variant.replace(' ', '_')}.png"
+        )
         figure(part, title, path)
         print(f"\nFigure: {path}")
 

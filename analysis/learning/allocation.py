@@ -49,7 +49,9 @@ class Search:
     """
 
     def __init__(self, config: TrialConfig) -> None:
-        self.config = config
+        # Candidates are measured before fine-tuning: on a network that works at any ratio.
+        training = dataclasses.replace(config.training, importance_ratios="varied")
+        self.config = config = dataclasses.replace(config, training=training)
         self.images = load_image_set(config.data, config.seed)
         self.setup = TrialSetup.of(config, network_of(config, self.images).channels)
         self.program = TrialProgram(self.setup, self.images, "cpu", Reporter())

@@ -57,6 +57,9 @@ class NoAgents:
 def course(config: TrialConfig, images: ImageSet, ratio: float) -> TrialProgram:
     """The preset's course up to ``uniform`` at one ratio, without agents."""
     budgets = dataclasses.replace(config.budgets, compute_mean=ratio)
+    # Networks of all ratios share what comes before: it must not know one of them.
+    training = dataclasses.replace(config.training, importance_ratios="varied")
+    config = dataclasses.replace(config, training=training)
     evaluation = dataclasses.replace(config.evaluation, baselines=("uniform",))
     config = dataclasses.replace(config, budgets=budgets, evaluation=evaluation)
     setup = TrialSetup.of(config, network_of(config, images).channels)

@@ -75,11 +75,11 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file, or the name of a preset.")],
     overrides: SetOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default runs/<config's name>.")
+        Path | None, typer.Option(help="Folder of the run; default runs/<file's name>.")
     ] = None,
     resume: ResumeOption = False,
 ) -> None:
-    """Train a pruned network as a YAML file says, with all baselines.
+    """Train a pruned network as a YAML file says, with the baselines that it names.
 
     Examples:
       rlprune train fashion_m_cifarnet
@@ -90,7 +90,8 @@ def train(
     """
     from rlprune.presets import preset_path
 
-    path = config if config.exists() or config.suffix else preset_path(str(config))
+    with clean_errors():
+        path = config if config.exists() or config.suffix else preset_path(str(config))
     _train(path, out or Path("runs") / path.stem, overrides or [], resume)
 
 

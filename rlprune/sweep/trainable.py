@@ -244,6 +244,7 @@ class TrialTrainable(tune.Trainable):
     # -------------------------------------------------------------------- output
 
     def _write(self) -> None:
+        self._wait_for_storage()  # the unit is trained: an outage must not cost it
         program = self._algorithm.program
         rows = [
             result_row(program, measured, self._sweep["name"], self._folder)

@@ -292,14 +292,15 @@ class CnnTrainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.step) * group["share"]
         logits = self.network(images, gate)
-        loss = self._loss(logits, images, labels)
-        penalty = None if gate is None else gate.penalty()
-        loss = (loss if penalty is None else loss + penalty) * share.weight
+        loss = self._loss(logits, images, labels) * share.weight
         correct = int((logits.argmax(1) == labels).sum().item())
+        # What is told (and scales the agents' reward) is the loss without the penalty.
         told = torch.tensor([float(loss.item()), float(correct)], dtype=torch.float64)
         value, hits = self.replicas.sum(told).tolist()
         self._check(value)
         self._optimizer.zero_grad(set_to_none=True)
+        penalty = None if gate is None else gate.penalty()
+        loss = loss if penalty is None else loss + penalty * share.weight
         loss.backward()  # type: ignore[no-untyped-call]
         self.replicas.sum_gradients(self._parameters)
         nn.utils.clip_grad_norm_(self._parameters, self.schedule.gradient_clip)

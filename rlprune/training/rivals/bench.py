@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rlprune.data import ImageSet
+from rlprune.errors import TrainingDivergedError
 from rlprune.pruning import Gate, GatedNetwork, Point
 from rlprune.replicas import Share
 from rlprune.training.cnn import PLAIN_FROZEN, CnnSchedule, CnnTrainer
@@ -63,10 +64,13 @@ class Bench:
         self._asked += 1
         if self._asked > len(self.known):
             before = {key: value.clone() for key, value in self.network.state_dict().items()}
-            self._fine_tune(method)
-            result = self.evaluator.validate(self.network, method, self.point)
+            try:
+                self._fine_tune(method)
+                accuracy = self.evaluator.validate(self.network, method, self.point).accuracy
+            except TrainingDivergedError:  # a bad candidate, no reason to give up the trial
+                accuracy = 0.0
             self.network.load_state_dict(before)
-            self.known.append(result.accuracy)
+            self.known.append(accuracy)
             self.advance(self._asked, self.candidates, {"best": max(self.known)})
         return self.known[self._asked - 1]
 
