@@ -12,7 +12,7 @@ class BudgetAmount:
     """A parsed budget.
 
     Attributes:
-        kind: "ratio" (a number s, method.md Sec. 2), "fraction" (of the dense network's
+        kind: "ratio" (a number s), "fraction" (of the dense network's
             cost) or "absolute" (bytes or multiply-accumulates).
         value: s, the fraction, or the amount.
     """

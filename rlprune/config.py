@@ -120,7 +120,7 @@ class BudgetConfig:
     A value is one of:
 
     - a number s in (0, 1]: the cost of the complete gated network in which every layer
-      keeps s of its channels (method.md Sec. 2; s = 0.5 is about a quarter of the MACs).
+      keeps s of its channels (s = 0.5 is about a quarter of the MACs).
       For storage the share of channels that the tradeoff rate R_r leaves to the static
       agent counts: permanently kept are 1 - (1 - R_r)(1 - s) of the channels;
     - a percentage such as "40%": that part of the dense network's cost;
@@ -322,7 +322,7 @@ def config_from_dict(values: Mapping[str, Any]) -> TrialConfig:
     try:
         config = TypeAdapter(TrialConfig).validate_python(dict(values))
     except ValidationError as error:
-        remedy = "See `rlprune train --help` and the comments in tune_configs/ for the meaning."
+        remedy = "The docstrings of rlprune/config.py and config_methods.py explain every setting."
         raise ConfigError([*problems_of(error, TrialConfig, remedy), *problems]) from None
     if problems:
         raise ConfigError(problems)

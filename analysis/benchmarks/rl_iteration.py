@@ -66,7 +66,7 @@ from rlprune.training.setup import TrialSetup
 SIDE = 32
 ROLLOUTS = 128
 WARM_UPS = 3
-LARGEST_COST = 1.5
+LARGEST_COST = 1.3
 LEAST_SPEEDUP = 1.7
 STORE_BYTES = 128 * 2**20
 

@@ -1,7 +1,7 @@
 """The two agents as plain torch networks (RLlib's wrappers are in ``modules``).
 
 Legend: B episodes, T layers, D observation width, h hidden width.
-Source: paper Sec. 3.2; method.md Sec. 2.
+Source: paper Sec. 3.2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A shipped model out of a trained network and its policy at one point.
 
-Source: paper Sec. 3.3 (what is pruned for good); method.md Sec. 3.
+Source: paper Sec. 3.3 (what is pruned for good).
 """
 
 from __future__ import annotations

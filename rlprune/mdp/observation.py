@@ -13,7 +13,7 @@ Both observations begin with the same context, then come the layer's features:
 
 At R_r = 0 the static agent alone keeps the compute budget: its base is the tighter dial.
 
-Source: method.md Sec. 2. Deviation: R_r, the room left in the budget and (for the
+Source: paper Sec. 3.2. Deviation: R_r, the room left in the budget and (for the
 "change" action) the previous ratio are observed too, since one training serves many
 budgets and the process would not be Markov without them.
 """

@@ -1,6 +1,6 @@
 """Rewards of the two agents, paid at the last layer of an episode.
 
-Legend: B episodes. Costs are fractions of the dense network's. Source: method.md Sec. 2.
+Legend: B episodes. Costs are fractions of the dense network's. Source: paper Sec. 3.2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Budgets: from what the user wrote to multiply-accumulates and bytes, and back.
 
-Legend: B episodes, T prunable layers, s the number of method.md Sec. 2 ("every layer keeps
+Legend: B episodes, T prunable layers, s the number of a budget ("every layer keeps
 s of its channels"), R_r the tradeoff rate.
 """
 
@@ -85,7 +85,7 @@ class BudgetBook:
         config: what the user wrote.
         pruning: least keep ratio of a layer, and the rule that decides what is deleted.
 
-    Deviation: method.md counts convolutions alone for cost(s); here predictors and agent
+    Deviation: the paper counts convolutions alone for cost(s); here predictors and agent
     are part of it, since they are part of what is stored and computed.
     """
 

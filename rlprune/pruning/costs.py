@@ -160,7 +160,7 @@ class CostModel:
     followers: filter and shift. Bytes: 4 per number, plus a 4-byte index for each channel
     that adds into a residual stream.
 
-    Source: method.md Sec. 1-3; architecture.md "Costs are exact and complete".
+    Source: the layer and the masks of paper Sec. 3.1-3.3, counted exactly.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ PAPER = GateDesign()
 def signed_product(runtime: Tensor, static: Tensor) -> Tensor:
     """u = u_r * u_s, negative where both are (two unimportant votes stay unimportant).
 
-    Source: paper Sec. 3.1; method.md Sec. 1.
+    Source: paper Sec. 3.1.
     """
     product = runtime * static
     return torch.where((runtime < 0) & (static < 0), -product, product)

@@ -27,7 +27,7 @@ def kept_count(keep_ratio: Tensor, channels: int | Tensor) -> Tensor:
     Returns:
         int64 tensor of the broadcast shape.
 
-    Source: paper Sec. 3.2; method.md Sec. 2.
+    Source: paper Sec. 3.2.
     """
     total = torch.as_tensor(channels, dtype=torch.float64, device=keep_ratio.device)
     count = torch.ceil(keep_ratio.double() * total - _MARGIN)
@@ -82,8 +82,7 @@ class TradeoffKeep:
 def permanent_count(rate: Tensor, static_kept: Tensor, channels: int) -> Tensor:
     """Channels deleted for good under the ``permanent`` rule: floor((1 - R_r) |M_s|), [B].
 
-    Deviation: the paper claims this number for its own rule, which does not give it
-    (method.md Sec. 3).
+    Deviation: the paper claims this number for its own rule, which does not give it.
     """
     return share(1.0 - rate.double(), channels - static_kept)
 

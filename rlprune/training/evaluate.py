@@ -192,8 +192,7 @@ class Evaluator:
     ) -> EpisodeBudgets:
         """Finds the dial whose mean MACs on validation come closest below the budget.
 
-        Source: architecture.md, "the mean budget is met by setting the budget given to the
-        agent by bisection on the validation split".
+        By bisection on the budget that the agent is told, on the validation images.
         """
         target = float(budgets.compute_mean[0])
         low, high = 0.0, 2.0

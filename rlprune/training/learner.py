@@ -123,7 +123,7 @@ def normalised_advantages(advantages: Tensor, matters: Tensor) -> Tensor:
 def mean_range_penalty(mean: Tensor, alpha: float) -> Tensor:
     """Mean squared distance of the policy's means from [alpha, 1]; a scalar.
 
-    Source: method.md Sec. 2 (weights 100 and 0.001 for runtime and static agent).
+    Source: the authors' script (weights 100 and 0.001 for runtime and static agent).
     """
     below, above = torch.relu(alpha - mean), torch.relu(mean - 1.0)
     return (below.square() + above.square()).mean()

@@ -1,4 +1,4 @@
-"""Rewards against numbers worked out by hand from method.md, Sec. 2."""
+"""Rewards against numbers worked out by hand."""
 
 import math
 

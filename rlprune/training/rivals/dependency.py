@@ -115,7 +115,7 @@ def make(setup: TrialSetup, network: GatedNetwork, fitted: Fitted) -> SelectedMe
 
     Deviation: the package is told a share of the channels; here the threshold is the lowest
     at which our cost model finds the budgets kept. In a residual network the stream itself
-    stays whole (method.md), so that a pruned channel of it saves less than the package says.
+    stays whole, so that a pruned channel of it saves less than the package says.
     """
     scores = tuple(fitted["scores"])
     return selected(NAME, setup, scores, global_threshold(scores))
