@@ -47,7 +47,7 @@ def export(
     Examples:
       rlprune export runs/quickstart -o digits.safetensors
 
-      rlprune export runs/sweep_fashion --max-storage 300KB --max-macs 0.5 -o small.safetensors
+      rlprune export runs/sweep_fashion --max-storage 300KB --max-macs 50% -o small.safetensors
 
       rlprune export runs/quickstart --rate 0 --dtype int8-weights -o tiny.safetensors
     """
