@@ -292,7 +292,7 @@ def markdown(rows: pd.DataFrame) -> str:
             name,
             row["R_r"],
             f"{row['accuracy [%]']:.1f}{spread}",
-            f"{row['drop']:.1f}",
+            "-" if pd.isna(row["drop"]) else f"{row['drop']:.1f}",
             f"{row['MACs / dense']:.3f}",
             f"{row['bytes / dense']:.3f}",
             str(row["n"]),

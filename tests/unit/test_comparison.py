@@ -105,6 +105,19 @@ def test_the_best_static_method_is_chosen_on_validation_within_budgets(
     assert tables.best_static(rows[rows["method"] == "amc"]) is None
 
 
+def test_variants_stand_apart_and_a_seed_counts_once(tables: ModuleType, tmp_path: Path) -> None:
+    rows = rows_of(("learned", 0, 0.5, 0.9, 0.9))
+    for part, key, value in (("budgets", "rule", "soft"), ("pruning", "tradeoff", "paper")):
+        changed = {**CONFIG, part: {**CONFIG[part], key: value}}
+        more = dataclasses.replace(rows[0], trial=value, configuration=json.dumps(changed))
+        rows.append(more)
+    write_rows(tmp_path / "results", rows)
+    found = tables.read([tmp_path])
+    assert sorted(found["variant"]) == ["", "paper", "soft"]
+    with pytest.raises(SystemExit, match="several rows of one seed"):
+        tables.methods_table(found)
+
+
 def test_differences_are_paired_by_seed_and_rate(tables: ModuleType, run: Path) -> None:
     table = tables.paired(tables.read([run])).set_index(["R_r", "rival"])
     static = table.loc[("0.5", "static_l1 (best static)")]
