@@ -39,7 +39,7 @@ lint: $(STAMP)  ## ruff check, ruff format --check, mypy --strict
 test: lint  ## Everything that must pass: lint, then pytest (with ARGS=...: pytest ARGS alone)
 ifeq ($(strip $(ARGS)),)
 	$(BIN)/python -m pytest -n 2 tests/unit tests/property
-	$(BIN)/python -m pytest -n 3 --dist loadfile --durations 15 tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 tests/integration
 	$(BIN)/python -m pytest --durations 10 $(FAULTS)
 else
 	$(BIN)/python -m pytest $(ARGS)
