@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from rlprune.pruning import Gate, boost_gates
 from rlprune.replicas import Share
+from rlprune.training.cnn import CnnSchedule, CnnTrainer
 from rlprune.training.rivals import RIVALS, rnp
 from tests.physical import Residual, Sequential, gated
 from tests.rival_trial import RivalTrial
@@ -127,6 +129,33 @@ def test_the_saliencies_norm_is_added_to_the_loss() -> None:
     assert trial.network.layers[1].runtime_predictor.bias.grad.tolist() == pytest.approx(
         [0.25] * 16
     )
+
+
+def test_the_norm_is_minimised_but_not_told_as_loss() -> None:
+    told, biases = [], []
+    for weight in (0.0, 100.0):
+        trial = RivalTrial(methods={"fbs_penalty": weight})
+        method = trial.method("fbs")
+        trial.network.set_predictors(True, boosted=True)
+        budgets = method.book.table((trial.setup.book.point(1.0),))
+        schedule = CnnSchedule(1e-3, 1, 8, 40.0, 0.0)
+        trainer = CnnTrainer(trial.network, trial.images, schedule, [0])
+
+        def gates(
+            share: Share,
+            _: np.random.Generator,
+            method: Any = method,
+            trial: Any = trial,
+            budgets: Any = budgets,
+        ) -> Any:
+            none = torch.zeros(len(share), dtype=torch.int64)
+            return method.gate(trial.network, budgets.select(none))
+
+        trainer.run(1, gates)
+        told.append(trainer.last_loss)
+        biases.append(trial.network.layers[0].runtime_predictor.bias.detach().clone())
+    assert told[0] == told[1]
+    assert (biases[1] < biases[0]).any()
 
 
 # --- RNP ------------------------------------------------------------------------------------

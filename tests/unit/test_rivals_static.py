@@ -325,6 +325,19 @@ def test_a_candidate_is_fine_tuned_and_its_weights_are_put_back(steps: int) -> N
     assert not any("static_importance" in name or "predictor.weight" in name for name in moved)
 
 
+def test_a_candidate_that_diverges_is_the_worst_one() -> None:
+    trial = RivalTrial(methods={"search_steps": 3})
+    method = trial.method("fpgm")
+    with torch.no_grad():
+        trial.network.layers[0].conv.weight.fill_(torch.nan)
+    before = weights_of(trial)
+    assert trial.bench().accuracy(method) == 0.0
+    after = weights_of(trial)
+    assert all(
+        torch.equal(after[name], value) or value.isnan().any() for name, value in before.items()
+    )
+
+
 @pytest.mark.parametrize("name", ["legr", "amc"])
 def test_a_search_takes_the_best_of_its_candidates(name: str) -> None:
     """Here a whole first layer is best, which the norms do not say."""
