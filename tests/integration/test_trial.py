@@ -230,6 +230,27 @@ def test_an_error_in_a_worker_is_raised_and_not_swallowed(tiny: Tiny) -> None:
         algorithm.stop()
 
 
+@pytest.mark.parametrize("boosted", [False, True])
+def test_agents_learn_on_the_gates_that_ship(tiny: Tiny, boosted: bool) -> None:
+    """A rollout worker's network has the kind of gates of the trial's own."""
+    config = tiny(rollouts__num_env_runners=1, evaluation__baselines=(), pruning__boosted=boosted)
+    algorithm = build(config)
+
+    def kinds_of(worker: Any) -> list[bool]:
+        return [part.boosted for part in worker.network.layers]
+
+    try:
+        for _ in range(5):  # up to the first round of rollouts
+            algorithm.train()
+        (kinds,) = algorithm.env_runner_group.foreach_env_runner(kinds_of, local_env_runner=False)
+        assert set(kinds) == {boosted}
+        rows = rows_of(algorithm)
+    finally:
+        algorithm.stop()
+    assert [part.boosted for part in algorithm.program.network.layers] == kinds
+    assert all(row.budgets_met for row in rows if row.method == "learned")
+
+
 def test_workers_read_the_images_without_copying(tiny: Tiny) -> None:
     algorithm = build(tiny(rollouts__num_env_runners=1, evaluation__baselines=()))
     for _ in range(5):  # up to the first round of rollouts
