@@ -120,9 +120,22 @@ def namespace(pid: int, kind: str = "net") -> str:
 
 
 def _plug(hub: Machine, name: str, interface: str, pid: int) -> None:
+    _unplug(hub, name)
     peer = ["peer", "name", interface, "netns", str(pid)]
     _in_hub(hub, "ip", "link", "add", f"to-{name}", "type", "veth", *peer)
     _in_hub(hub, "ip", "link", "set", f"to-{name}", "master", "switch", "up")
+
+
+def _unplug(hub: Machine, name: str) -> None:
+    """Removes the cable that a machine of this name had before it was switched off.
+
+    The kernel does so too, but at a time of its own after the machine's last process.
+    """
+    end = f"to-{name}"
+    links = json.loads(_in_hub(hub, "ip", "-json", "link", "show") or "[]")
+    if any(link["ifname"] == end for link in links):
+        # "|| true": it may have gone between the two commands. If not, adding it will say so.
+        _in_hub(hub, "sh", "-c", f"ip link delete {end} 2>/dev/null || true")
 
 
 def _in_hub(hub: Machine, *command: str) -> str:
