@@ -44,6 +44,7 @@ EXAMPLE: dict[str, Any] = {
     "layer_names": ("features.0", "features.3"),
     "keep_ratio_mean": (0.5, 0.25),
     "keep_ratio_std": (0.0, 0.125),
+    "image_dependent_ratio": (0.0, 0.5),
     "stored_ratio": (0.75, 1.0),
     "rl_updates": 100,
     "rollouts": 25_600,

@@ -21,6 +21,7 @@ from rlprune.report.curves import METRICS, Curve
 from rlprune.report.settings import varying
 from rlprune.report.source import ReportSource
 from rlprune.report.styles import STYLES
+from rlprune.results.schema import PER_LAYER
 
 _TEXTS = (
     "experiment",
@@ -82,7 +83,7 @@ _TIMED_NUMBERS = (
     "latency_batch",
     "latency_threads",
 )
-_LISTS = ("layer_names", "keep_ratio_mean", "keep_ratio_std", "stored_ratio")
+_LISTS = ("layer_names", *PER_LAYER)
 _RATIO_DECIMALS = 4
 _DIGITS = 6
 
@@ -175,10 +176,11 @@ def _encoded_lists(points: pd.DataFrame) -> tuple[list[list[Any]], dict[str, lis
     return [list(values) for values in distinct], codes
 
 
-def _short(values: Iterable[Any]) -> tuple[Any, ...]:
+def _short(values: Iterable[Any] | None) -> tuple[Any, ...]:
+    """Rounded; a list that is missing is empty on the page."""
     return tuple(
         value if isinstance(value, str) else rounded(round(float(value), _RATIO_DECIMALS))
-        for value in values
+        for value in (() if values is None else values)
     )
 
 

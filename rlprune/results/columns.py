@@ -83,6 +83,15 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("keep_ratio_std", _FLOATS, _FRACTION, f"per layer: its standard deviation {_OF_TEST}"),
     Column(
+        "image_dependent_ratio",
+        _FLOATS,
+        _FRACTION,
+        "per layer: its channels that 1 to 99 % of the test images compute, so that which ones "
+        "are computed depends on the image; null = not counted (cascade, older rows)",
+        True,
+        since=4,
+    ),
+    Column(
         "stored_ratio",
         _FLOATS,
         _FRACTION,

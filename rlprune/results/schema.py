@@ -7,7 +7,7 @@ in the names of their folders.
 
 Versions: 2 added ``row_id`` and ``configuration``, made ``checkpoint_uri`` the folder of the
 trial (before: one checkpoint in it) and moved :data:`PARTITIONS` out of the files; 3 added
-:data:`LATENCY`.
+:data:`LATENCY`; 4 added ``image_dependent_ratio``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pyarrow as pa
 from rlprune.errors import ResultsError
 from rlprune.results.columns import COLUMNS, Column
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 METHODS = (
     "learned",
     "dense",
@@ -61,6 +61,8 @@ PARTITIONS = ("dataset", "backbone")
 """Columns that are not in the files but in their folders' names: ``dataset=D/backbone=B``."""
 LATENCY = tuple(column.name for column in COLUMNS if column.name.startswith("latency_"))
 """Columns that ``rlprune bench`` fills in: of each row all or none but the dense ones."""
+PER_LAYER = ("keep_ratio_mean", "keep_ratio_std", "image_dependent_ratio", "stored_ratio")
+"""Columns with one value for each of ``layer_names``."""
 _OPTIONAL = ("latency_dense_seconds", "latency_ratio")
 
 
@@ -73,7 +75,8 @@ SCHEMA: pa.Schema = _schema(COLUMNS)
 FILE_SCHEMAS: dict[int, pa.Schema] = {
     1: _schema([column for column in COLUMNS if column.since == 1]),
     2: _schema([c for c in COLUMNS if c.name not in PARTITIONS and c.since <= 2]),
-    3: _schema([c for c in COLUMNS if c.name not in PARTITIONS]),
+    3: _schema([c for c in COLUMNS if c.name not in PARTITIONS and c.since <= 3]),
+    4: _schema([c for c in COLUMNS if c.name not in PARTITIONS]),
 }
 """What is inside a file, by version. All of version 1 lies in flat folders."""
 
@@ -155,6 +158,7 @@ class ResultRow:
     layer_names: tuple[str, ...]
     keep_ratio_mean: tuple[float, ...]
     keep_ratio_std: tuple[float, ...]
+    image_dependent_ratio: tuple[float, ...] | None = None
     stored_ratio: tuple[float, ...]
     rl_updates: int
     rollouts: int
@@ -185,10 +189,10 @@ class ResultRow:
         problem = None
         if self.method not in METHODS:
             problem = f"method must be one of {', '.join(METHODS)} (got {self.method!r})"
-        for name in ("keep_ratio_mean", "keep_ratio_std", "stored_ratio"):
-            given, wanted = len(getattr(self, name)), len(self.layer_names)
-            if given != wanted:
-                problem = f"{name} must have one value per layer ({wanted}, got {given})"
+        for name in PER_LAYER:
+            values, wanted = getattr(self, name), len(self.layer_names)
+            if values is not None and len(values) != wanted:
+                problem = f"{name} must have one value per layer ({wanted}, got {len(values)})"
         for name in PARTITIONS:
             if getattr(self, name) == "":
                 problem = f"{name} must not be empty"
@@ -257,10 +261,11 @@ _MADE = ("schema_version", "row_id")
 
 def _read(column: Column, value: Any) -> Any:
     """A value of a frame as a row holds it; frames know missing values as NaN or NaT."""
+    many = hasattr(value, "__len__")
+    if column.nullable and (value is None or (not many and value != value)):
+        return None
     if pa.types.is_list(column.type):
         return tuple(value.tolist() if hasattr(value, "tolist") else value)
-    if column.nullable and (value is None or value != value):
-        return None
     if pa.types.is_timestamp(column.type):
         return value.to_pydatetime() if hasattr(value, "to_pydatetime") else value
     for check, kind in (

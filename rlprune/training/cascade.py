@@ -120,8 +120,8 @@ def cascaded(small: Passes, large: Passes, threshold: float) -> Passes:
     """What the pair does together: answers of the last network that ran, costs of all.
 
     ``computed`` is that of the last pass alone: its sum over two passes could exceed the
-    channels that a layer has. ``stored`` is the larger of the two, layer by layer. Numbers and
-    bytes are those of both networks.
+    channels that a layer has; which channels depend on the image is not counted. ``stored`` is
+    the larger of the two, layer by layer. Numbers and bytes are those of both networks.
     """
     sent = small.confidence < threshold
     rows = sent.unsqueeze(1)

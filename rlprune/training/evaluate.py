@@ -19,6 +19,7 @@ from rlprune.training.methods import Method, with_dial
 
 MEAN_TOLERANCE = 0.01
 _BISECTIONS = 12
+_FEW = 0.01  # of the images: a channel that fewer compute, or all but fewer, is the same for all
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class SplitResult:
         stored: channels stored, float64 [T].
         parameters: stored numbers.
         storage_bytes: bytes of stored weights.
+        varying: channels that 1 to 99 % of the images compute, float64 [T]; None: not counted.
     """
 
     accuracy: float
@@ -46,6 +48,7 @@ class SplitResult:
     stored: Tensor
     parameters: int
     storage_bytes: int
+    varying: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Passes:
         stored: channels stored, float64 [T].
         parameters: stored numbers.
         storage_bytes: bytes of stored weights.
+        users: how many images compute each channel, int64 [C] per layer; None: not counted.
     """
 
     losses: Tensor
@@ -71,6 +75,7 @@ class Passes:
     stored: Tensor
     parameters: int
     storage_bytes: int
+    users: tuple[Tensor, ...] | None = None
 
     def result(self, classes: int) -> SplitResult:
         """Sums the passes up; top-5 accuracy is given with more than 10 classes."""
@@ -84,7 +89,13 @@ class Passes:
             stored=self.stored,
             parameters=self.parameters,
             storage_bytes=self.storage_bytes,
+            varying=None if self.users is None else self._varying(self.users),
         )
+
+    def _varying(self, users: tuple[Tensor, ...]) -> Tensor:
+        least = _FEW * len(self.losses)
+        some = [(count >= least) & (count <= len(self.losses) - least) for count in users]
+        return torch.stack([layer.sum().double() for layer in some])
 
 
 @dataclass(frozen=True)
@@ -234,6 +245,7 @@ class Evaluator:
         names = ("losses", "hits", "confidence", "macs", "computed")
         collected: dict[str, list[Tensor]] = {name: [] for name in names}
         last: Gate = Gate()
+        users = [torch.zeros(int(c), dtype=torch.int64) for c in method.rules.costs.channels]
         batches = iterate_batches(
             arrays, self.config.batch_size, None, self.images.mean, self.images.std
         )
@@ -248,9 +260,18 @@ class Evaluator:
             macs, computed = self._spent(method, last, len(labels))
             collected["macs"].append(macs)
             collected["computed"].append(computed)
+            for layer, count in enumerate(users):
+                keep = last.keep.get(layer)
+                count += len(labels) if keep is None else keep.sum(0).cpu()
         merged = {name: torch.cat(parts) for name, parts in collected.items()}
         stored, parameters, size = self._stored(method, last)
-        return Passes(**merged, stored=stored, parameters=parameters, storage_bytes=size)
+        return Passes(
+            **merged,
+            stored=stored,
+            parameters=parameters,
+            storage_bytes=size,
+            users=tuple(users),
+        )
 
     @staticmethod
     def _spent(method: Method, gate: Gate, count: int) -> tuple[Tensor, Tensor]:

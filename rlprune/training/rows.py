@@ -62,6 +62,9 @@ def _costs(program: TrialProgram, measured: Measurement) -> dict[str, object]:
         "layer_names": tuple(layer.name for layer in program.setup.graph.layers),
         "keep_ratio_mean": tuple(ratios.mean(0).tolist()),
         "keep_ratio_std": tuple(ratios.std(0, correction=0).tolist()),
+        "image_dependent_ratio": None
+        if test.varying is None
+        else tuple((test.varying / channels).tolist()),
         "stored_ratio": tuple((test.stored / channels).tolist()),
     }
 

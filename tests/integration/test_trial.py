@@ -83,6 +83,7 @@ def test_all_methods_at_all_rates_within_their_budgets(
     learned = rows[:3]
     assert learned[0].storage_bytes > learned[1].storage_bytes > learned[2].storage_bytes
     assert learned[2].keep_ratio_std == (0.0,) * 8  # R_r = 0: the same for every image
+    assert learned[2].image_dependent_ratio == (0.0,) * 8
     assert learned[0].rl_updates == 6 and learned[0].rollouts == 6 * 32
     assert len(algorithm.program.history) == 6
 

@@ -181,6 +181,8 @@ def test_rows_state_budgets_and_effort(calm: tuple[list[ResultRow], TrialProgram
         deletes = CATALOGUE[name].kind == "static"
         assert (row.storage_ratio < 1.0) == deletes == (min(row.stored_ratio) < 1.0)
         assert (max(row.keep_ratio_std) > 0) <= (not deletes)
+        assert row.image_dependent_ratio is not None
+        assert (max(row.image_dependent_ratio) > 0) <= (not deletes)
     assert program.counters.cnn_images == training_images(program.config, 96)
 
 

@@ -129,11 +129,11 @@ def test_old_versions_are_upgraded(tmp_path: Path) -> None:
     shutil.copytree(FIXTURES, tmp_path / "results")
     before = load_rows(tmp_path)
     report = compact(tmp_path)
-    assert report.upgraded == 6  # 3 files of version 1, 3 of version 2
+    assert report.upgraded == 9  # 3 files each of versions 1, 2 and 3
     pd.testing.assert_frame_equal(load_rows(tmp_path), before)
     assert not list((tmp_path / "results" / "results_v1").glob("*.parquet"))
     for path in parquet_files(tmp_path):
-        assert set(pq.read_table(path, partitioning=None)["schema_version"].to_pylist()) == {3}
+        assert set(pq.read_table(path, partitioning=None)["schema_version"].to_pylist()) == {4}
     assert compact(tmp_path).upgraded == 0
 
 

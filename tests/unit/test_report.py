@@ -22,7 +22,7 @@ from rlprune.report.figures import tradeoff_figure
 from rlprune.report.styles import STYLES
 from rlprune.report.terminal import rich_table
 from rlprune.results import METHODS, SCHEMA, ResultRow
-from rlprune.results.schema import LATENCY
+from rlprune.results.schema import LATENCY, PER_LAYER
 
 DENSE_BYTES = 90_000
 
@@ -50,8 +50,8 @@ def _point(
     words = dict.fromkeys(("backbone", "dataset", "tradeoff", "budget_rule", "versions"), "x")
     fields = [field.name for field in dataclasses.fields(ResultRow)]
     numbers = dict.fromkeys(fields, 0) | {"schema_version": 1, "macs_dense": 174e6}
-    lists: dict[str, Any] = {name: [] for name in ("layer_names", "keep_ratio_mean")}
-    lists |= {"keep_ratio_std": [], "stored_ratio": []} | dict.fromkeys(LATENCY)
+    lists: dict[str, Any] = {name: [] for name in ("layer_names", *PER_LAYER)}
+    lists |= dict.fromkeys(("image_dependent_ratio", *LATENCY))
     return {
         **numbers,
         **lists,

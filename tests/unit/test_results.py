@@ -61,7 +61,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     frame = load_rows(tmp_path)
     assert list(frame.columns) == SCHEMA.names
     (record,) = frame.to_dict("records")
-    assert record["schema_version"] == SCHEMA_VERSION == 3
+    assert record["schema_version"] == SCHEMA_VERSION == 4
     assert record["row_id"] == make_row().row_id
     for name, value in EXAMPLE.items():
         if value is None:
@@ -70,7 +70,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
             assert tuple(record[name]) == value, name
         else:
             assert record[name] == value, name
-    assert pq.read_schema(path).equals(FILE_SCHEMAS[3])
+    assert pq.read_schema(path).equals(FILE_SCHEMAS[4])
     assert not set(PARTITIONS) & set(pq.read_schema(path).names)
 
 
@@ -281,9 +281,18 @@ def test_files_of_version_3() -> None:
     assert frame.loc[("first", "learned", 0.0), "latency_p75_seconds"] == 0.005
 
 
+def test_files_of_version_4() -> None:
+    frame = load_rows(FIXTURES / "results_v4").set_index(["trial", "method"])
+    assert set(frame["schema_version"]) == {SCHEMA_VERSION}
+    assert list(frame.loc[("first", "learned"), "image_dependent_ratio"]) == [0.0, 0.5]
+    assert frame.loc[("first", "cascade"), "image_dependent_ratio"] is None
+    older = load_rows(FIXTURES / "results_v3")
+    assert older["image_dependent_ratio"].isna().all()
+
+
 def test_versions_are_read_together() -> None:
     all_of_them = load(FIXTURES, columns=["experiment"])["experiment"].value_counts()
-    assert all_of_them.to_dict() == {"old": 5, "new": 5, "timed": 5}
+    assert all_of_them.to_dict() == {"old": 5, "new": 5, "timed": 5, "counted": 2}
 
 
 def test_a_newer_row_replaces_one_of_version_1(tmp_path: Path) -> None:
@@ -299,13 +308,13 @@ def test_a_newer_row_replaces_one_of_version_1(tmp_path: Path) -> None:
 
 
 def bad_version(path: Path, version: int) -> None:
-    table = rows_to_table([make_row()]).select(FILE_SCHEMAS[3].names)
+    table = rows_to_table([make_row()]).select(FILE_SCHEMAS[4].names)
     column = pa.array([version], pa.int32())
     pq.write_table(table.set_column(0, SCHEMA.field("schema_version"), column), path)
 
 
 def without_values(path: Path) -> None:
-    table = rows_to_table([make_row()]).select(FILE_SCHEMAS[3].names)
+    table = rows_to_table([make_row()]).select(FILE_SCHEMAS[4].names)
     position = table.schema.get_field_index("test_loss")
     pq.write_table(table.set_column(position, "test_loss", pa.nulls(1, pa.float64())), path)
 
@@ -318,7 +327,7 @@ def damaged_inside(path: Path) -> None:
     path.write_bytes(data)
 
 
-EMPTY = FILE_SCHEMAS[3].empty_table()
+EMPTY = FILE_SCHEMAS[4].empty_table()
 
 
 @pytest.mark.parametrize(
@@ -330,8 +339,8 @@ EMPTY = FILE_SCHEMAS[3].empty_table()
         (lambda path: pd.DataFrame({"x": [1]}).to_parquet(path), "not a file of rlprune"),
         (lambda p: pq.write_table(EMPTY.drop(["test_loss"]), p), "column test_loss is missing"),
         (
-            lambda path: bad_version(path, 4),
-            "schema version 4, this rlprune reads versions 1 to 3",
+            lambda path: bad_version(path, 5),
+            "schema version 5, this rlprune reads versions 1 to 4",
         ),
         (lambda path: bad_version(path, 1), "column backbone is missing"),
         (without_values, "column test_loss has missing values"),
@@ -349,7 +358,7 @@ EMPTY = FILE_SCHEMAS[3].empty_table()
         ),
         (
             lambda path: pq.write_table(
-                rows_to_table([make_row()]).select(FILE_SCHEMAS[3].names), path
+                rows_to_table([make_row()]).select(FILE_SCHEMAS[4].names), path
             ),
             "must lie in folders dataset=.../backbone=...",
         ),
@@ -482,7 +491,8 @@ def test_a_latency_needs_its_setting(lacking: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{}, TIMED, {"tradeoff_rate": None, "budget_s": 0.3, "checkpoint_uri": "s3://x"},
-     {"layer_names": (), "keep_ratio_mean": (), "keep_ratio_std": (), "stored_ratio": (),
+     {"layer_names": (), "keep_ratio_mean": (), "keep_ratio_std": (),
+      "image_dependent_ratio": (), "stored_ratio": (),
       "rollouts": 2**53 + 1}],
 )  # fmt: skip
 def test_a_loaded_row_is_the_row_that_was_written(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -494,7 +504,7 @@ def test_a_loaded_row_is_the_row_that_was_written(tmp_path: Path, changes: dict[
     assert row_from(frame.iloc[0].to_dict()) == row
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_rows_of_every_version_can_be_written_again(tmp_path: Path, version: int) -> None:
     frame = load_rows(FIXTURES / f"results_v{version}")
     write_rows(tmp_path, [row_from(record) for record in frame.to_dict("records")])

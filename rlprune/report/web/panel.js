@@ -98,10 +98,13 @@ function drawLayers(i) {
   }
   const computed = listOf('keep_ratio_mean', i),
     spread = listOf('keep_ratio_std', i),
+    varying = listOf('image_dependent_ratio', i), // empty: not counted
     stored = listOf('stored_ratio', i);
+  const choice = (at) =>
+    varying.length ? `<br>of which the image decides on ${percent(varying[at])}` : '';
   const hover = names.map(
     (name, at) =>
-      `<b>${plain(name)}</b><br>computed ${percent(computed[at])} ± ${percent(spread[at])} (over images)<br>stored ${percent(stored[at])}`,
+      `<b>${plain(name)}</b><br>computed ${percent(computed[at])} ± ${percent(spread[at])} (over images)${choice(at)}<br>stored ${percent(stored[at])}`,
   );
   const color = colorOf(textOf('method', i));
   draw(
