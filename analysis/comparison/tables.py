@@ -39,6 +39,8 @@ DATASETS = {
 TUNING = "tuning"
 NETWORK = ["experiment", "dataset", "backbone", "width", "s", "variant"]
 STATIC = [name for name, facts in CATALOGUE.items() if facts.kind == "static" and name != "dense"]
+SEARCHES = ("legr", "amc")
+RATE_LINES = {"0.5": "--", "0": ":"}
 COSTS = {
     "macs_mean_ratio": "MACs / dense",
     "storage_ratio": "bytes / dense",
@@ -92,9 +94,20 @@ def _prepared(rows: pd.DataFrame) -> pd.DataFrame:
     rows["chosen_by"] = 100 * rows["validation_accuracy"]
     times = ("pretrain", "importance", "agents", "finetune")
     rows["variant"] = rows["configuration"].map(_variant)
+    tried = rows[["method", "rollouts", "configuration"]].itertuples(index=False)
+    rows["searched_images"] = [_searched(*row) for row in tried]
     rows["seconds"] = sum(rows[f"seconds_{name}"] for name in times)
     rows["R_r"] = rows["tradeoff_rate"].map(lambda rate: "-" if pd.isna(rate) else f"{rate:g}")
     return rows
+
+
+def _searched(method: str, tried: int, configuration: str) -> int:
+    """Images that agents or a search saw: one for a rollout, a short training for a candidate."""
+    if method not in SEARCHES:
+        return tried
+    values = json.loads(configuration)
+    steps = values["methods"].get("search_steps", 0)  # of a version without: none
+    return int(tried * steps * values["training"]["batch_size"])
 
 
 def _variant(configuration: str) -> str:
@@ -137,6 +150,7 @@ def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
                 "bytes / dense": part["storage_ratio"].mean(),
                 "updates": part["rl_updates"].mean(),
                 "tried": part["rollouts"].mean(),
+                "searched on": part["searched_images"].mean(),
                 "fine-tuned on": part["finetune_images"].mean(),
                 "seconds": part["seconds"].mean(),
                 "budget met": met,
@@ -251,6 +265,34 @@ def figure(rows: pd.DataFrame, title: str, path: Path) -> None:
     plt.close(drawn)
 
 
+def overview(rows: pd.DataFrame, title: str, path: Path) -> None:
+    """Accuracy over all budgets of one network, a line for each method and R_r."""
+    drawn, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
+    for axis, cost in zip(axes, ("macs_mean_ratio", "storage_ratio"), strict=True):
+        for method, style in STYLES.items():
+            for rate, part in rows[rows["method"] == method].groupby("R_r"):
+                means = part.groupby("s")[[cost, "accuracy"]].mean()
+                spread = part.groupby("s")["accuracy"].apply(error).fillna(0.0)
+                axis.errorbar(
+                    means[cost],
+                    means["accuracy"],
+                    yerr=spread,
+                    color=style.color,
+                    marker=style.point,
+                    linestyle=RATE_LINES.get(str(rate), "-"),
+                    label=style.label if rate == "-" else f"{style.label}, R_r = {rate}",
+                    capsize=2,
+                )
+        axis.set_xlabel(COSTS[cost])
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("test accuracy [%]")
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    drawn.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, dpi=120)
+    plt.close(drawn)
+
+
 def tuning(path: Path) -> pd.DataFrame:
     """Validation accuracy of every try of every method that has a hyper-parameter.
 
@@ -322,6 +364,16 @@ def show(rows: pd.DataFrame, figures: Path) -> None:
         print(f"\nFigure: {path}")
 
 
+def show_overviews(rows: pd.DataFrame, figures: Path) -> None:
+    """Draws every network that was measured at several budgets."""
+    for key, part in rows[rows["method"] != "dense"].groupby([n for n in NETWORK if n != "s"]):
+        experiment, dataset, backbone, width, variant = key
+        if part["s"].nunique() > 1 and not variant:
+            path = figures / f"{experiment}_{backbone}_budgets.png"
+            overview(part, f"{dataset}, {backbone} at width {width:g}", path)
+            print(f"\nFigure: {path}")
+
+
 def main() -> None:
     """Keeps rows where asked, and prints every table."""
     parser = argparse.ArgumentParser(
@@ -345,7 +397,9 @@ def main() -> None:
             print(f"{key}\n\n{markdown(part)}\n", *verdict(part), "", sep="\n")
         return
     default = arguments.folders[0] if arguments.folders else FIGURES
-    show(read(arguments.folders), arguments.figures or default)
+    rows, figures = read(arguments.folders), arguments.figures or default
+    show(rows, figures)
+    show_overviews(rows, figures)
 
 
 if __name__ == "__main__":

@@ -182,6 +182,29 @@ def test_a_picture_for_every_cost(tables: ModuleType, run: Path, tmp_path: Path)
     assert (tmp_path / "pictures" / "some.png").stat().st_size > 10_000
 
 
+def test_one_more_picture_over_several_budgets(
+    tables: ModuleType, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables.show_overviews(tables.read([run]), tmp_path)
+    assert capsys.readouterr().out == ""  # one budget
+    tighter = {**CONFIG, "budgets": {**CONFIG["budgets"], "compute_max": 0.3, "storage_max": 0.3}}
+    rows = rows_of(("learned", 0, 0.5, 0.8, 0.8), ("fbs", 0, None, 0.8, 0.8))
+    rows = [
+        dataclasses.replace(row, trial="tight", configuration=json.dumps(tighter)) for row in rows
+    ]
+    write_rows(run / "results", rows)
+    tables.show_overviews(tables.read([run]), tmp_path)
+    assert "some_m_cifarnet_budgets.png" in capsys.readouterr().out
+    assert (tmp_path / "some_m_cifarnet_budgets.png").stat().st_size > 10_000
+
+
+def test_what_a_search_has_seen(tables: ModuleType) -> None:
+    config = {"methods": {"search_steps": 20}, "training": {"batch_size": 64}}
+    assert tables._searched("legr", 40, json.dumps(config)) == 40 * 20 * 64
+    assert tables._searched("learned", 40, json.dumps(config)) == 40
+    assert tables._searched("amc", 40, json.dumps({**config, "methods": {}})) == 0
+
+
 # --- files ----------------------------------------------------------------------------------
 
 
