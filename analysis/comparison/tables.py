@@ -148,6 +148,7 @@ def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
                 "max MACs / budget": (part["macs_max"] / part["compute_max_budget_macs"]).mean(),
                 "bytes": part["storage_bytes"].mean(),
                 "bytes / dense": part["storage_ratio"].mean(),
+                "latency / dense": part["latency_ratio"].mean(),
                 "updates": part["rl_updates"].mean(),
                 "tried": part["rollouts"].mean(),
                 "searched on": part["searched_images"].mean(),
@@ -159,6 +160,8 @@ def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(found)
     table["_order"] = table["method"].map(order)
     table = table.sort_values(["_order", "R_r"], ascending=[True, False]).drop(columns="_order")
+    if table["latency / dense"].isna().all():  # not timed
+        table = table.drop(columns="latency / dense")
     return table.reset_index(drop=True)
 
 
@@ -323,10 +326,11 @@ def tuning(path: Path) -> pd.DataFrame:
 def markdown(rows: pd.DataFrame) -> str:
     """The table of one network and budget in Markdown, means and standard errors."""
     best = best_static(rows)
-    titles = ["method", "R_r", "test accuracy [%]", "drop", "MACs / dense", "bytes / dense", "n"]
-    titles.append("budget met")
+    table = methods_table(rows)
+    costs = [name for name in COSTS.values() if name in table]
+    titles = ["method", "R_r", "test accuracy [%]", "drop", *costs, "n", "budget met"]
     lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
-    for _, row in methods_table(rows).iterrows():
+    for _, row in table.iterrows():
         name = f"**{row['method']}**" if row["method"] == "learned" else row["method"]
         name += " (best static on validation)" if row["method"] == best else ""
         spread = "" if pd.isna(row["+-"]) else f" +- {row['+-']:.1f}"
@@ -335,8 +339,7 @@ def markdown(rows: pd.DataFrame) -> str:
             row["R_r"],
             f"{row['accuracy [%]']:.1f}{spread}",
             "-" if pd.isna(row["drop"]) else f"{row['drop']:.1f}",
-            f"{row['MACs / dense']:.3f}",
-            f"{row['bytes / dense']:.3f}",
+            *("-" if pd.isna(row[name]) else f"{row[name]:.3f}" for name in costs),
             str(row["n"]),
             row["budget met"],
         ]

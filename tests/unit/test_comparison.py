@@ -34,14 +34,24 @@ SWEEPS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("comparison_tables", FOLDER / "tables.py")
+def script(name: str) -> ModuleType:
+    """A script of ``analysis/comparison``, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"comparison_{name}", FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return script("tables")
+
+
+@pytest.fixture(scope="module")
+def latency() -> ModuleType:
+    return script("latency")
 
 
 def rows_of(*points: tuple[str, int, float | None, float, float], **changes: Any) -> list[Any]:
@@ -228,3 +238,34 @@ def test_sweeps_have_the_trials_that_they_say(name: str, count: int) -> None:
     if name == "ablation_mean":
         budgets = {(c.budgets.compute_max, c.budgets.compute_mean) for c in configs}
         assert budgets == {(0.5, None), (None, 0.5)}
+
+
+def test_latencies_of_all_methods_but_those_that_cannot_be_rebuilt(
+    latency: ModuleType, tables: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On committed rows, as ``latency.py`` is used."""
+    path = tmp_path / "some.parquet"
+    rows = pd.read_parquet(FOLDER / "results" / "comparison_small.parquet")
+    strange = rows["method"] == "fpgm"
+    rows.loc[strange, "macs_mean"] *= 1.1
+    rows.to_parquet(path)
+    latency.note(path, latency.Setting(repeats=3, warmup=1))
+    assert "fpgm" in capsys.readouterr().out
+    found = pd.read_parquet(path)
+    untimed = found["latency_seconds"].isna()
+    assert set(found["method"][untimed]) == {"fpgm", "rnp"}
+    timed = found[~untimed]
+    assert (timed["latency_seconds"] > 0).all() and set(timed["latency_batch"]) == {1}
+    assert timed["latency_ratio"].notna().all()
+    prepared = tables._prepared(found)
+    assert "latency / dense" in tables.methods_table(prepared)
+    assert "| latency / dense |" in tables.markdown(prepared)
+
+
+def test_a_rebuilt_network_has_the_channels_of_its_row(latency: ModuleType) -> None:
+    rows = pd.read_parquet(FOLDER / "results" / "comparison_small.parquet")
+    row = rows[rows["method"] == "torch_pruning"].iloc[0]
+    model = latency.model_like(row)
+    assert [layer.stored / layer.channels for layer in model.spec.layers] == pytest.approx(
+        row["stored_ratio"]
+    )
