@@ -127,7 +127,6 @@ def error(values: pd.Series) -> float:
 
 def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per method and R_r of a network and budget: means over seeds."""
-    order = {name: rank for rank, name in enumerate(["learned", *CATALOGUE])}
     dense = rows[rows["method"] == "dense"]["accuracy"].mean()
     found = []
     for (method, rate), part in rows.groupby(["method", "R_r"]):
@@ -158,11 +157,9 @@ def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(found)
-    table["_order"] = table["method"].map(order)
-    table = table.sort_values(["_order", "R_r"], ascending=[True, False]).drop(columns="_order")
     if table["latency / dense"].isna().all():  # not timed
         table = table.drop(columns="latency / dense")
-    return table.reset_index(drop=True)
+    return _in_order(table)
 
 
 def best_static(rows: pd.DataFrame) -> str | None:
@@ -347,6 +344,53 @@ def markdown(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: pd.DataFrame) -> str:
+    """One network's accuracies at every budget in Markdown, and its costs at one of them.
+
+    The costs are those at the budget 0.5, or the one nearest to it.
+    """
+    budgets = sorted(rows["s"].unique(), key=str)
+    middle = min(budgets, key=lambda s: abs(float(str(s).rstrip("%")) - 0.5))
+    tables = {s: methods_table(rows[rows["s"] == s]) for s in budgets}
+    best = {s: best_static(rows[rows["s"] == s]) for s in budgets}
+    costs = [name for name in COSTS.values() if name in tables[middle]]
+    at = "" if len(budgets) == 1 else f", {middle}"
+    titles = ["method", "R_r", *(f"budget {s}" for s in budgets), *(f"{c}{at}" for c in costs)]
+    lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
+    every = _in_order(pd.concat(tables.values())[["method", "R_r"]].drop_duplicates())
+    for method, rate in every.itertuples(index=False):
+        found = {
+            s: table[(table["method"] == method) & (table["R_r"] == rate)]
+            for s, table in tables.items()
+        }
+        cells = [f"**{method}**" if method == "learned" else method, rate]
+        cells += [_accuracy(line, method == best[s]) for s, line in found.items()]
+        for cost in costs:
+            value = found[middle][cost].mean()  # of one line or none
+            cells.append("-" if pd.isna(value) else f"{value:.3f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Lines of methods: ours first, then as in the catalogue; larger R_r first."""
+    order = {name: rank for rank, name in enumerate(["learned", *CATALOGUE])}
+    table = table.assign(_order=table["method"].map(order))
+    table = table.sort_values(["_order", "R_r"], ascending=[True, False])
+    return table.drop(columns="_order").reset_index(drop=True)
+
+
+def _accuracy(line: pd.DataFrame, best: bool) -> str:
+    """Mean and standard error; marked where a budget is missed, or the best static method."""
+    if line.empty:
+        return "-"
+    row = line.iloc[0]
+    text = f"{row['accuracy [%]']:.1f}"
+    text += "" if pd.isna(row["+-"]) else f" +- {row['+-']:.1f}"
+    text += " **NO**" if row["budget met"] == "NO" else ""
+    return text + (" (*)" if best else "")
+
+
 def show(rows: pd.DataFrame, figures: Path) -> None:
     """Prints the tables of every network and budget, and draws their figures."""
     pd.set_option("display.width", 250)
@@ -396,7 +440,10 @@ def main() -> None:
             print(tuning(path).to_string(index=False))
         return
     if arguments.markdown:
-        for key, part in read(arguments.folders).groupby(NETWORK):
+        rows = read(arguments.folders)
+        for key, part in rows.groupby([name for name in NETWORK if name != "s"]):
+            print(f"summary {key}\n\n{summary(part)}\n")
+        for key, part in rows.groupby(NETWORK):
             print(f"{key}\n\n{markdown(part)}\n", *verdict(part), "", sep="\n")
         return
     default = arguments.folders[0] if arguments.folders else FIGURES

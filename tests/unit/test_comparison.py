@@ -208,6 +208,27 @@ def test_one_more_picture_over_several_budgets(
     assert (tmp_path / "some_m_cifarnet_budgets.png").stat().st_size > 10_000
 
 
+def test_a_summary_over_budgets(tables: ModuleType, run: Path) -> None:
+    tighter = {**CONFIG, "budgets": {**CONFIG["budgets"], "compute_max": 0.3, "storage_max": 0.3}}
+    rows = rows_of(("learned", 0, 0.5, 0.8, 0.7), ("fpgm", 0, None, 0.8, 0.6))
+    rows = [
+        dataclasses.replace(
+            row,
+            trial="tight",
+            configuration=json.dumps(tighter),
+            budgets_met=row.method != "fpgm",
+        )
+        for row in rows
+    ]
+    write_rows(run / "results", rows)
+    lines = tables.summary(tables.read([run])).splitlines()
+    assert lines[0].startswith("| method | R_r | budget 0.3 | budget 0.5 | MACs / dense, 0.5 |")
+    assert lines[2].startswith("| **learned** | 1 | - | 91.0 |")
+    assert lines[3].startswith("| **learned** | 0.5 | 70.0 | 89.0 +- 1.0 | 0.250 |")
+    assert any(line.startswith("| static_l1 | - | - | 86.0 +- 1.0 (*) |") for line in lines)
+    assert any(line.startswith("| fpgm | - | 60.0 **NO** | - | - | - |") for line in lines)
+
+
 def test_what_a_search_has_seen(tables: ModuleType) -> None:
     config = {"methods": {"search_steps": 20}, "training": {"batch_size": 64}}
     assert tables._searched("legr", 40, json.dumps(config)) == 40 * 20 * 64
