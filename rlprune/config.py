@@ -127,7 +127,9 @@ class BudgetConfig:
     - an absolute amount: a number above 1, or text such as "300KB", "1.5MiB", "40M".
 
     Attributes:
-        storage_max: bytes of stored weights (predictors and agent included).
+        storage_max: bytes of stored weights (predictors and agent included), as a number s,
+            as a part of the dense network's ("40%") or as an amount ("300KB"); so are the
+            other two.
         compute_max: multiply-accumulates that any single image may cost.
         compute_mean: multiply-accumulates per image on average over images.
         train_range: (low, high) numbers s; in training each episode draws s from it and
@@ -290,7 +292,13 @@ class ResourceConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class TrialConfig:
-    """Everything that determines a trial. See the parts for the fields."""
+    """Everything that determines a trial. See the parts for the other fields.
+
+    Attributes:
+        name: of the run; in a sweep, of the trial.
+        seed: of everything that is drawn: initial weights, splits, orders of images, agents,
+            baselines. Equal seeds and equal numbers of workers give equal results.
+    """
 
     name: str = "trial"
     seed: Count = 0
@@ -322,7 +330,7 @@ def config_from_dict(values: Mapping[str, Any]) -> TrialConfig:
     try:
         config = TypeAdapter(TrialConfig).validate_python(dict(values))
     except ValidationError as error:
-        remedy = "The docstrings of rlprune/config.py and config_methods.py explain every setting."
+        remedy = "`rlprune settings` explains every setting."
         raise ConfigError([*problems_of(error, TrialConfig, remedy), *problems]) from None
     if problems:
         raise ConfigError(problems)

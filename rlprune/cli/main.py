@@ -129,6 +129,30 @@ def presets() -> None:
 
 
 @app.command()
+def settings(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="Only settings whose name or meaning has one of these words."),
+    ] = None,
+) -> None:
+    """Explain every setting of a configuration: values, default, meaning.
+
+    A YAML file nests them (budgets: {compute_max: 0.3}); --set takes them with dots.
+
+    Examples:
+      rlprune settings budgets
+
+      rlprune settings finetune predictor
+
+      rlprune train fashion_m_cifarnet --set budgets.compute_max=0.3 --out runs/tight
+    """
+    with clean_errors():
+        from rlprune.cli.show import print_settings
+
+        print_settings(words or [])
+
+
+@app.command()
 def schema() -> None:
     """Print the columns of the result files: name, type, unit, meaning."""
     from rlprune.cli.show import print_schema

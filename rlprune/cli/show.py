@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,10 +22,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from rlprune.errors import ConfigError, Problem
 from rlprune.presets import preset_names, preset_path, sweep_names
 from rlprune.report.figures import tradeoff_figure
 from rlprune.report.terminal import rich_table
 from rlprune.results import COLUMNS
+from rlprune.settings_reference import settings
 from rlprune.training.progress import Reporter
 from rlprune.training.session import RunFolder
 
@@ -145,6 +148,31 @@ def list_presets() -> None:
             first = preset_path(name).read_text(encoding="utf-8").splitlines()[0]
             table.add_row(name, escape(first.removeprefix("#").strip()))
         console.print(table)
+
+
+def print_settings(words: Sequence[str]) -> None:
+    """Settings with one of the words in name or meaning, upper or lower case; all without words.
+
+    Raises:
+        ConfigError: no setting has any of them.
+    """
+    found = [
+        setting
+        for setting in settings()
+        if not words or any(w.lower() in f"{setting.name} {setting.meaning}".lower() for w in words)
+    ]
+    if not found:
+        remedy = "Leave the words out: `rlprune settings` lists all."
+        raise ConfigError([Problem("WORDS", "no setting has any", " ".join(words), remedy)])
+    table = Table(show_lines=True)
+    table.add_column("setting", no_wrap=True)
+    table.add_column("values", max_width=28)
+    table.add_column("default", max_width=14)
+    table.add_column("meaning")
+    for setting in found:
+        cells = (setting.name, setting.values, setting.default, setting.meaning)
+        table.add_row(*map(escape, cells))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def print_schema() -> None:
