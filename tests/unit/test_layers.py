@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_reading": {"errors"},
     "config_methods": {"config_reading"},
     "config": {"amounts", "config_rules", "config_reading", "config_methods", "errors"},
+    "settings_reference": {"config"},
     "presets": {"errors"},
     "data": _BASE,
     "backbones": _BASE,
@@ -52,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "report",
         "sweep",
         "jobs",
+        "settings_reference",
         "",
     },
     "": {*_TORCH, "deploy", "results", "agents"},  # rlprune/__init__.py
