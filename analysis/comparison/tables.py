@@ -15,18 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from pictures import COSTS, error, figure, overview
 from scipy import stats
 
-from rlprune.report.styles import STYLES, Style
 from rlprune.training.catalogue import CATALOGUE
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE / "figures"
@@ -40,12 +35,6 @@ TUNING = "tuning"
 NETWORK = ["experiment", "dataset", "backbone", "width", "s", "variant"]
 STATIC = [name for name, facts in CATALOGUE.items() if facts.kind == "static" and name != "dense"]
 SEARCHES = ("legr", "amc")
-RATE_LINES = {"0.5": "--", "0": ":"}
-COSTS = {
-    "macs_mean_ratio": "MACs / dense",
-    "storage_ratio": "bytes / dense",
-    "latency_ratio": "latency / dense",
-}
 
 
 def keep(folder: Path) -> None:
@@ -118,11 +107,6 @@ def _variant(configuration: str) -> str:
     found += ["mean"] if budgets["compute_max"] is None and budgets["compute_mean"] else []
     found += ["range"] if budgets["train_range"] else []
     return " ".join(part for part in found if part not in ("projected", "permanent"))
-
-
-def error(values: pd.Series) -> float:
-    """Standard error of the mean; NaN for one value."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
 def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -222,75 +206,6 @@ def verdict(rows: pd.DataFrame) -> list[str]:
             f"wanted {wanted:+.1f}: {state}"
         )
     return lines
-
-
-def _draw(axis: Any, part: pd.DataFrame, cost: str, style: Style) -> None:
-    """One method's means over seeds, a mark for each R_r."""
-    means = part.groupby("R_r")[[cost, "accuracy"]].mean()
-    spread = part.groupby("R_r")["accuracy"].apply(error).fillna(0.0)
-    axis.errorbar(
-        means[cost],
-        means["accuracy"],
-        yerr=spread,
-        fmt=style.point,
-        color=style.color,
-        label=style.label,
-        capsize=2,
-        markersize=7,
-    )
-
-
-def figure(rows: pd.DataFrame, title: str, path: Path) -> None:
-    """Accuracy against MACs, bytes and (where it was timed) latency; dense as a line."""
-    costs = [name for name in COSTS if name in rows and rows[name].notna().any()]
-    drawn, axes = plt.subplots(
-        1, len(costs), figsize=(4.6 * len(costs), 4.4), sharey=True, layout="constrained"
-    )
-    for axis, cost in zip(np.atleast_1d(axes), costs, strict=True):
-        for method, style in STYLES.items():
-            part = rows[rows["method"] == method]
-            if method == "dense" and len(part):
-                level = part["accuracy"].mean()
-                axis.axhline(level, color=style.color, linestyle="--", label=style.label)
-            elif len(part):
-                _draw(axis, part, cost, style)
-        axis.set_xlabel(COSTS[cost])
-        axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("test accuracy [%]")
-    handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
-    drawn.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path, dpi=120)
-    plt.close(drawn)
-
-
-def overview(rows: pd.DataFrame, title: str, path: Path) -> None:
-    """Accuracy over all budgets of one network, a line for each method and R_r."""
-    drawn, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
-    for axis, cost in zip(axes, ("macs_mean_ratio", "storage_ratio"), strict=True):
-        for method, style in STYLES.items():
-            for rate, part in rows[rows["method"] == method].groupby("R_r"):
-                means = part.groupby("s")[[cost, "accuracy"]].mean()
-                spread = part.groupby("s")["accuracy"].apply(error).fillna(0.0)
-                axis.errorbar(
-                    means[cost],
-                    means["accuracy"],
-                    yerr=spread,
-                    color=style.color,
-                    marker=style.point,
-                    linestyle=RATE_LINES.get(str(rate), "-"),
-                    label=style.label if rate == "-" else f"{style.label}, R_r = {rate}",
-                    capsize=2,
-                )
-        axis.set_xlabel(COSTS[cost])
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("test accuracy [%]")
-    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    drawn.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path, dpi=120)
-    plt.close(drawn)
 
 
 def tuning(path: Path) -> pd.DataFrame:

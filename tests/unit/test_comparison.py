@@ -36,6 +36,8 @@ SWEEPS = {
 
 def script(name: str) -> ModuleType:
     """A script of ``analysis/comparison``, which is no package."""
+    if str(FOLDER) not in sys.path:  # where Python looks when the script is run
+        sys.path.append(str(FOLDER))
     spec = importlib.util.spec_from_file_location(f"comparison_{name}", FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
