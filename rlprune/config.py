@@ -127,11 +127,12 @@ class BudgetConfig:
     - an absolute amount: a number above 1, or text such as "300KB", "1.5MiB", "40M".
 
     Attributes:
-        storage_max: bytes of stored weights (predictors and agent included), as a number s,
-            as a part of the dense network's ("40%") or as an amount ("300KB"); so are the
-            other two.
-        compute_max: multiply-accumulates that any single image may cost.
-        compute_mean: multiply-accumulates per image on average over images.
+        storage_max: bytes of stored weights (predictors and agent included): a number s up to
+            1 (every layer keeps s of its channels), "40%" of the dense network's, or an amount
+            such as "300KB".
+        compute_max: multiply-accumulates that any single image may cost: a number s up to 1,
+            "40%", or an amount such as "40M".
+        compute_mean: multiply-accumulates per image on average over images; likewise.
         train_range: (low, high) numbers s; in training each episode draws s from it and
             uses it for every budget above that is a number s. None: no variation.
         rule: "projected" meets the caps by construction; "soft" only penalises (paper).

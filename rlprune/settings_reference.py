@@ -88,7 +88,7 @@ def attribute_meanings(docstring: str) -> dict[str, str]:
 
 def _without_roles(text: str) -> str:
     """``x`` and :func:`a.b.x` as x."""
-    text = re.sub(r":\w+:`[\w.]*?(\w+)`", r"\1", text)
+    text = re.sub(r":\w+:`~?[\w.]*?(\w+)`", r"\1", text)
     return text.replace("``", "")
 
 
@@ -101,9 +101,11 @@ def _values(node: Mapping[str, Any]) -> str:
     if "const" in node:
         return str(node["const"])
     if "prefixItems" in node:
-        return f"[{', '.join(_values(part) for part in node['prefixItems'])}]"
+        return f"list of {len(node['prefixItems'])}: {_values(node['prefixItems'][0])}"
     if node["type"] == "array":
         return f"list of: {_values(node['items'])}"
     text = _PLAIN.get(node["type"], node["type"])
+    if "minimum" in node and "maximum" in node:
+        return f"{text} from {node['minimum']:g} to {node['maximum']:g}"
     bounds = [f"{sign} {node[key]:g}" for key, sign in _BOUNDS.items() if key in node]
     return f"{text} {', '.join(bounds)}".strip()

@@ -3,12 +3,14 @@
     python analysis/comparison/latency.py methods rates       # of results/methods.parquet, ...
     python analysis/comparison/tables.py                      # tables and figures with latency
 
-Speed does not depend on weights: each row's network is built anew with arbitrary weights and
-the channels that the row reports, shipped (``rlprune.export``) and timed. A network that is the
+Speed does not depend on weights: each row's network is built anew with arbitrary weights,
+shipped (``rlprune.export``) and timed. Methods that store as many channels as they compute get
+the row's own channels; ``learned``, ``uniform`` and ``fbs`` the budget's own ratio, and a row
+whose channels differ from that by more than one in a layer is left out. A network that is the
 same for every image is timed both as a shipped model and as a plain narrow network, and the
 faster counts. The dense network is the faster of both memory formats. All networks of one
-budget take turns. One thread, one image per call. ``rnp`` cannot be shipped and gets none.
-Run it on an idle computer.
+backbone, budget and image set take turns, whichever file they are from. One thread, one image
+per call. ``rnp`` cannot be shipped and gets no latency. Run it on an idle computer.
 """
 
 from __future__ import annotations
@@ -16,8 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,17 +26,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from rlprune.agents.networks import RuntimeAgent
 from rlprune.config import config_from_dict
 from rlprune.deploy import PrunedModel
-from rlprune.deploy.bench import Setting, batches, in_format, machine, take_turns, torch_threads
+from rlprune.deploy.bench import Setting, batches, machine, take_turns, timed, torch_threads
 from rlprune.deploy.rivals import DENSE, STATIC, Way, ways_to_run
 from rlprune.export import Pixels, ship
 from rlprune.pruning import GateDesign, GatedNetwork
+from rlprune.results import SCHEMA
 from rlprune.results.latency import Latency
+from rlprune.results.schema import LATENCY
 from rlprune.training import methods
 from rlprune.training.catalogue import CATALOGUE
 from rlprune.training.methods import Method
@@ -51,8 +56,8 @@ SHAPES = {
     "parquet": (3, 32, 32),
 }
 CLASSES, IMAGES = 10, 32
-SAME_MACS = 0.03
-"""A network stands for a row if its MACs are within this share of the row's."""
+APART = 1.01
+"""Channels by which a layer may differ from the row's mean over images."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,10 @@ class Rebuilt:
 def method_like(row: pd.Series[Any], setup: TrialSetup, network: GatedNetwork) -> Method:
     """The row's method, or one that computes and stores as many channels."""
     name = str(row["method"])
+    if CATALOGUE.get(name) is not None and CATALOGUE[name].kind == "runtime":
+        return RIVALS[name].make(setup, network, {})
     if name in ("learned", "uniform"):
         return methods.uniform(setup)
-    if CATALOGUE[name].kind == "runtime":
-        return RIVALS[name].make(setup, network, {})
     channels = setup.costs.channels
     kept = torch.from_numpy(np.rint(np.array(row["stored_ratio"]) * channels.numpy())).long()
     scores = tuple(torch.arange(int(count), dtype=torch.float64) for count in channels)
@@ -103,7 +108,8 @@ def model_like(row: pd.Series[Any]) -> PrunedModel:
         method = replace(method, rules=setup.rules, book=setup.book)
         agent = RuntimeAgent(network.channels, config.agents)
     network.set_predictors(method.predictors, method.boosted)
-    budgets = method.book.episodes([method.book.point(tradeoff_rate(row))])
+    s = None if pd.isna(row["budget_s"]) else float(row["budget_s"])
+    budgets = method.book.episodes([setup.book.point(tradeoff_rate(row), s)])
     made = ship(
         network,
         method.rules,
@@ -120,65 +126,68 @@ def model_like(row: pd.Series[Any]) -> PrunedModel:
         return PrunedModel.load(file)
 
 
+def differs(row: pd.Series[Any], model: PrunedModel, images: Tensor) -> str:
+    """In which layer a rebuilt network is not the row's; empty: in none."""
+    model(images)
+    computed = np.array([image.counts for image in model.last], dtype=np.float64).mean(0)
+    for at, layer in enumerate(model.spec.layers):
+        for name, found in (("keep_ratio_mean", computed[at]), ("stored_ratio", layer.stored)):
+            wanted = float(row[name][at]) * layer.channels
+            if abs(wanted - found) > APART:
+                return f"{name} of {layer.name}: {found:g} channels for {wanted:g}"
+    return ""
+
+
 def rebuilt(rows: pd.DataFrame, images: Tensor) -> Iterator[Rebuilt]:
     """The networks of rows that share a backbone; says which ones it leaves out, and why."""
-    for label, row in rows.iterrows():
+    for label, row in rows[rows["method"] != DENSE].iterrows():
         name = f"{row['trial']}, {row['method']}, R_r = {row['tradeoff_rate']}"
         if row["method"] == "rnp":
-            continue
-        if row["method"] == DENSE:
-            model = model_like(row)
-            ways = [way for way in ways_to_run(model, images, [DENSE]) if way.name == DENSE]
-            yield Rebuilt(label, ways)
+            print(f"left out: {name}: cannot be shipped")
             continue
         model = model_like(row)
-        ways = ways_to_run(model, images, [STATIC] if tradeoff_rate(row) == 0.0 else [])
-        apart = ways[0].macs / float(row["macs_mean"]) - 1
-        if abs(apart) > SAME_MACS:
-            print(f"left out: {name}: its MACs differ by {apart:+.1%} from what can be rebuilt")
+        if why := differs(row, model, images):
+            print(f"left out: {name}: {why}")
             continue
-        yield Rebuilt(label, ways)
+        same = model.spec.policy.kind == "none"
+        yield Rebuilt(label, ways_to_run(model, images, [STATIC] if same else []))
 
 
 def time_group(rows: pd.DataFrame, setting: Setting) -> dict[Any, Latency]:
     """Latencies of the rows of one network and budget, by label."""
-    config = json.loads(str(rows["configuration"].iloc[0]))
-    shape = SHAPES[config["data"]["name"]]
+    shape = SHAPES[str(rows["dataset"].iloc[0])]
     images = torch.randn(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     found = list(rebuilt(rows, images))
+    if not found:
+        return {}
+    ways = ways_to_run(found[0].ways[0].model, images, [DENSE])
+    plain = [way for way in ways if way.name == DENSE]
     parts = batches(images, setting.batch)
     with torch_threads(setting.threads), torch.no_grad():
-        runs = [_timed(way, parts) for network in found for way in network.ways]
+        runs = [timed(way, parts) for ways in (plain, *(n.ways for n in found)) for way in ways]
         seconds = take_turns(runs, len(parts), setting)[..., 0] / setting.batch
-    best, at = {}, 0
+    dense = _faster(seconds[: len(plain)])
+    best, at = {label: dense for label in rows.index[rows["method"] == DENSE]}, len(plain)
     for network in found:
-        own = seconds[at : at + len(network.ways)]
-        best[network.at] = own[np.median(own, axis=1).argmin()]
+        best[network.at] = _faster(seconds[at : at + len(network.ways)])
         at += len(network.ways)
-    plain = [best[label] for label in best if rows.loc[label, "method"] == DENSE]
-    dense = np.median(plain, axis=0) if plain else None
     return {label: _latency(own, dense, setting) for label, own in best.items()}
 
 
-def _timed(way: Way, parts: Sequence[Tensor]) -> Callable[[int], Sequence[float]]:
-    lying = in_format(parts, way.channels_last)
-
-    def run(part: int) -> Sequence[float]:
-        started = time.perf_counter()
-        way(lying[part])
-        return (time.perf_counter() - started,)
-
-    return run
+def _faster(seconds: Any) -> Any:
+    """Of several ways [ways, repeats] the one with the least median, [repeats]."""
+    return seconds[np.median(seconds, axis=1).argmin()]
 
 
 def _latency(own: Any, dense: Any, setting: Setting) -> Latency:
+    """Seconds and, of the same turns, the ratio to the dense network."""
     low, median, high = map(float, np.quantile(own, [0.25, 0.5, 0.75]))
     return Latency(
         seconds=median,
         p25_seconds=low,
         p75_seconds=high,
-        dense_seconds=None if dense is None else float(np.median(dense)),
-        ratio=None if dense is None else float(np.median(own / dense)),
+        dense_seconds=float(np.median(dense)),
+        ratio=float(np.median(own / dense)),
         batch=setting.batch,
         threads=setting.threads,
         machine=machine(),
@@ -186,22 +195,38 @@ def _latency(own: Any, dense: Any, setting: Setting) -> Latency:
     )
 
 
-def note(path: Path, setting: Setting) -> int:
-    """Times all rows of a file and writes their latencies into it; returns how many."""
-    rows = pd.read_parquet(path)
+def note(paths: Sequence[Path], setting: Setting) -> int:
+    """Times all rows of files and writes their latencies into them; returns how many."""
+    files = {path: pd.read_parquet(path) for path in paths}
+    rows = pd.concat(files, names=["file", "row"])
+    for name in LATENCY:  # what an earlier version said of a row is no longer true
+        rows[name] = pd.Series([None] * len(rows), rows.index, dtype=object)
     budgets = [json.loads(text)["budgets"] for text in rows["configuration"]]
     told = [str((b["compute_max"], b["storage_max"], b["compute_mean"])) for b in budgets]
+    s = rows["budget_s"].fillna(-1.0)
+    names = [rows[name].astype(str) for name in ("dataset", "backbone")]
     count = 0
-    for key, part in rows.groupby([rows["backbone"].astype(str), rows["width"], told]):
-        latencies = time_group(part, setting)
-        for label, latency in latencies.items():
+    for key, part in rows.groupby([*names, rows["width"], told, s]):
+        for label, latency in time_group(part, setting).items():
             for name, value in latency.columns().items():
-                rows.loc[label, name] = value
-        count += len(latencies)
-        rows = rows.astype({"latency_batch": "Int64", "latency_threads": "Int64"})
-        print(f"{path.stem}: {key}: {len(latencies)} of {len(part)} rows timed", flush=True)
-    rows.to_parquet(path, index=False)
+                rows.at[label, name] = value
+            count += 1
+        print(f"{key}: {len(part)} rows, {count} of all timed so far", flush=True)
+    for path in paths:
+        _write(rows.loc[path], path)
     return count
+
+
+def _write(rows: pd.DataFrame, path: Path) -> None:
+    """Types as in the schema; the old file stays until the new one is whole."""
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    for at, column in enumerate(table.schema):
+        if column.name in LATENCY:
+            wanted = SCHEMA.field(column.name)
+            table = table.set_column(at, wanted.name, table[column.name].cast(wanted.type))
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial)
+    partial.replace(path)
 
 
 def main() -> None:
@@ -212,8 +237,8 @@ def main() -> None:
     parser.add_argument("experiments", nargs="+", help="files of results/, without .parquet")
     parser.add_argument("--repeats", type=int, default=40)
     arguments = parser.parse_args()
-    for name in arguments.experiments:
-        note(RESULTS / f"{name}.parquet", Setting(repeats=arguments.repeats))
+    paths = [RESULTS / f"{name}.parquet" for name in arguments.experiments]
+    note(paths, Setting(repeats=arguments.repeats))
 
 
 if __name__ == "__main__":

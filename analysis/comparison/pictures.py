@@ -19,7 +19,7 @@ COSTS = {
     "storage_ratio": "bytes / dense",
     "latency_ratio": "latency / dense",
 }
-RATE_LINES = {"0.5": "--", "0": ":"}
+RATE_LINES = {"0.75": (0, (8, 2)), "0.5": "--", "0.25": "-.", "0": ":"}
 
 
 def error(values: pd.Series) -> float:

@@ -91,9 +91,9 @@ def _prepared(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _searched(method: str, tried: int, configuration: str) -> int:
-    """Images that agents or a search saw: one for a rollout, a short training for a candidate."""
+    """Images that a search trained its candidates on; what they were measured on comes on top."""
     if method not in SEARCHES:
-        return tried
+        return 0
     values = json.loads(configuration)
     steps = values["methods"].get("search_steps", 0)  # of a version without: none
     return int(tried * steps * values["training"]["batch_size"])
@@ -134,7 +134,7 @@ def methods_table(rows: pd.DataFrame) -> pd.DataFrame:
                 "latency / dense": part["latency_ratio"].mean(),
                 "updates": part["rl_updates"].mean(),
                 "tried": part["rollouts"].mean(),
-                "searched on": part["searched_images"].mean(),
+                "search trained on": part["searched_images"].mean(),
                 "fine-tuned on": part["finetune_images"].mean(),
                 "seconds": part["seconds"].mean(),
                 "budget met": met,
@@ -262,10 +262,11 @@ def markdown(rows: pd.DataFrame) -> str:
 def summary(rows: pd.DataFrame) -> str:
     """One network's accuracies at every budget in Markdown, and its costs at one of them.
 
-    The costs are those at the budget 0.5, or the one nearest to it.
+    The costs are those at the budget 0.5, or the one nearest to it. (*): the best static method
+    on validation; **NO**: a budget is missed.
     """
     budgets = sorted(rows["s"].unique(), key=str)
-    middle = min(budgets, key=lambda s: abs(float(str(s).rstrip("%")) - 0.5))
+    middle = min(budgets, key=lambda s: abs(_as_ratio(s) - 0.5))
     tables = {s: methods_table(rows[rows["s"] == s]) for s in budgets}
     best = {s: best_static(rows[rows["s"] == s]) for s in budgets}
     costs = [name for name in COSTS.values() if name in tables[middle]]
@@ -285,6 +286,15 @@ def summary(rows: pd.DataFrame) -> str:
             cells.append("-" if pd.isna(value) else f"{value:.3f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _as_ratio(budget: object) -> float:
+    """A number s or a percentage as a ratio; an amount in bytes or MACs is far from any."""
+    text = str(budget)
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return float("inf")
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
@@ -327,11 +337,11 @@ def show(rows: pd.DataFrame, figures: Path) -> None:
 
 
 def show_overviews(rows: pd.DataFrame, figures: Path) -> None:
-    """Draws every network that was measured at several budgets."""
+    """Draws every network that was measured at several budgets; ablations are left out."""
     for key, part in rows[rows["method"] != "dense"].groupby([n for n in NETWORK if n != "s"]):
         experiment, dataset, backbone, width, variant = key
         if part["s"].nunique() > 1 and not variant:
-            path = figures / f"{experiment}_{backbone}_budgets.png"
+            path = figures / f"{experiment}_{backbone}_x{width:g}_budgets.png"
             overview(part, f"{dataset}, {backbone} at width {width:g}", path)
             print(f"\nFigure: {path}")
 

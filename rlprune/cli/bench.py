@@ -180,7 +180,7 @@ def _pixels(model: PrunedModel, asked: _Request, setting: Setting, point: Point 
 
     count, shape = max(_IMAGES, 2 * setting.batch), model.spec.input_shape
     if asked.images:
-        return torch.cat([read_picture(path, shape) for path in asked.images])
+        return torch.cat([read_picture(path, shape, model.spec.resize) for path in asked.images])
     if point is not None:
         from rlprune.export.timing import pixels_of
 

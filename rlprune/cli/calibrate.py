@@ -62,8 +62,8 @@ def _read(file: Path, images: list[Path]) -> Tensor:
     from rlprune.deploy import PrunedModel
     from rlprune.deploy.picture import read_picture
 
-    shape = PrunedModel.load(file, calibrated=False).spec.input_shape
-    return torch.cat([read_picture(path, shape) for path in images])
+    spec = PrunedModel.load(file, calibrated=False).spec
+    return torch.cat([read_picture(path, spec.input_shape, spec.resize) for path in images])
 
 
 def _show_layers(table: Table) -> None:

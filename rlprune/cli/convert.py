@@ -115,7 +115,9 @@ def _frozen(file: Path, paths: list[Path], run: Path | None, budget: float | Non
     with Console(stderr=True).status("Watching what the agent does.") as status:
         try:
             if run is None:
-                pictures = [read_picture(path, spec.input_shape).numpy() for path in paths]
+                pictures = [
+                    read_picture(path, spec.input_shape, spec.resize).numpy() for path in paths
+                ]
                 return freeze(file, np.concatenate(pictures), budget)
             from rlprune.export.run import images_of
 

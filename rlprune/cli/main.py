@@ -132,10 +132,10 @@ def presets() -> None:
 def settings(
     words: Annotated[
         list[str] | None,
-        typer.Argument(help="Only settings whose name or meaning has one of these words."),
+        typer.Argument(help="Only settings whose name, values or meaning have one of these words."),
     ] = None,
 ) -> None:
-    """Explain every setting of a configuration: values, default, meaning.
+    """Explain every setting of a trial: values, default, meaning (a sweep has more: see the README).
 
     A YAML file nests them (budgets: {compute_max: 0.3}); --set takes them with dots.
 

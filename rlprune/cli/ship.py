@@ -103,7 +103,7 @@ def predict(
         from rlprune.errors import ArtifactError
 
         model = PrunedModel.load(file)
-        pixels = [read_picture(path, model.spec.input_shape) for path in images]
+        pixels = [read_picture(path, model.spec.input_shape, model.spec.resize) for path in images]
         table = Table("image", "class", "confidence", "MACs", "of dense", "channels kept")
         for path, picture in zip(images, pixels, strict=True):
             try:

@@ -151,7 +151,7 @@ def list_presets() -> None:
 
 
 def print_settings(words: Sequence[str]) -> None:
-    """Settings with one of the words in name or meaning, upper or lower case; all without words.
+    """Settings with one of the words in name, values or meaning, in any case; all without words.
 
     Raises:
         ConfigError: no setting has any of them.
@@ -159,7 +159,10 @@ def print_settings(words: Sequence[str]) -> None:
     found = [
         setting
         for setting in settings()
-        if not words or any(w.lower() in f"{setting.name} {setting.meaning}".lower() for w in words)
+        if not words
+        or any(
+            w.lower() in f"{setting.name} {setting.values} {setting.meaning}".lower() for w in words
+        )
     ]
     if not found:
         remedy = "Leave the words out: `rlprune settings` lists all."

@@ -96,7 +96,7 @@ def compare(
     parts = batches(images, setting.batch)
     with torch_threads(setting.threads):
         ways = ways_to_run(model, torch.cat(parts), rivals)
-        seconds = take_turns([_timed(way, parts) for way in ways], len(parts), setting, report)
+        seconds = take_turns([timed(way, parts) for way in ways], len(parts), setting, report)
     seconds = seconds[..., 0] / len(parts[0])
     chosen = _faster(ways, seconds)
     dense = next((seconds[at] for at in chosen if ways[at].name == DENSE), None)
@@ -162,7 +162,8 @@ def take_turns(
     return np.array(found, dtype=np.float64)
 
 
-def _timed(way: Way, parts: Sequence[Tensor]) -> Callable[[int], Sequence[float]]:
+def timed(way: Way, parts: Sequence[Tensor]) -> Callable[[int], Sequence[float]]:
+    """One way of running a network, for :func:`take_turns`."""
     lying = in_format(parts, way.channels_last)
 
     def run(part: int) -> Sequence[float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlprune.deploy.checks import Checks
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the file format; files of others are refused (1: other anchors at 0 < R_r < 1)."""
 
 _MOST_LAYERS = 1 << 10
@@ -163,6 +163,7 @@ class ModelSpec:
     Attributes:
         input_shape: (C, H, W).
         mean, std: of each input channel, for pixels in [0, 1].
+        resize: how image files were brought to ``input_shape``: one of RESIZES.
         classes: names in label order.
         layers, program, costs, policy, budget: see the classes.
         dtype: of the stored weights: "float32", "float16", "bfloat16" or "int8".
@@ -173,6 +174,7 @@ class ModelSpec:
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: str
     classes: tuple[str, ...]
     layers: tuple[LayerSpec, ...]
     program: tuple[Node, ...]
@@ -207,6 +209,7 @@ class ModelSpec:
             input_shape=_check.counts(given["input_shape"], "input_shape", 3),
             mean=_check.numbers(given["mean"], "mean"),
             std=_check.numbers(given["std"], "std"),
+            resize=_check.one_of(given["resize"], "resize", RESIZES),
             classes=tuple(
                 _check.text(c, "classes") for c in _check.items(given["classes"], "classes")
             ),
@@ -226,6 +229,8 @@ class ModelSpec:
         return spec
 
 
+RESIZES = ("stretch", "crop")
+"""Sides scaled each by itself; the shorter side to 8/7 of the model's and the centre cut out."""
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 KINDS = ("input", "gated", "follower", "conv", "linear", "affine", "expand", "call", "output")
 

@@ -33,11 +33,13 @@ class Pixels:
     Attributes:
         mean, std: per input channel, for pixels in [0, 1].
         classes: names in label order.
+        resize: how image files become pixels, see ``ModelSpec``.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+    resize: str = "stretch"
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def ship(
         input_shape=network.channels.input_shape,
         mean=pixels.mean,
         std=pixels.std,
+        resize=pixels.resize,
         classes=pixels.classes,
         layers=layers,
         program=captured.program,

@@ -153,7 +153,7 @@ def _shipped(learned: LearnedRun, row: pd.Series, say: Say) -> tuple[Shipped, Me
         learned.setup.rules,
         plan,
         learned.runtime,
-        Pixels(images.mean, images.std, images.class_names),
+        Pixels(images.mean, images.std, images.class_names, _resize(config.data.name)),
         (book.dense_macs, book.dense_bytes),
         measured={
             "test_accuracy": measured.test.accuracy,
@@ -181,6 +181,11 @@ def _shipped(learned: LearnedRun, row: pd.Series, say: Say) -> tuple[Shipped, Me
         },
     )
     return shipped, measured
+
+
+def _resize(dataset: str) -> str:
+    """How ``rlprune.data`` brings files of an image set to one size; other sets have no files."""
+    return "crop" if dataset in ("imagefolder", "parquet") else "stretch"
 
 
 def images_of(run: Path, spec: ModelSpec) -> ImageSet:

@@ -159,7 +159,7 @@ def test_the_faster_way_counts_and_ratios_are_of_neighbours(
         mine = iter([0.0, *seconds[way.name, way.channels_last]])
         return lambda _part: (next(mine),)
 
-    monkeypatch.setattr(bench, "_timed", timed)
+    monkeypatch.setattr(bench, "timed", timed)
     images, setting = torch.randn(2, *ThreeLayers.shape), Setting(2, repeats=4, warmup=1)
     shipped, dense = compare(three_layers(tmp_path), images, setting, ["dense"])
     assert dense.way.channels_last and dense.median == 4.0  # 8 for two images

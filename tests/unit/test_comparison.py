@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from rlprune.config import config_from_dict, config_to_dict, load_config
 from rlprune.results import write_rows
@@ -206,8 +208,8 @@ def test_one_more_picture_over_several_budgets(
     ]
     write_rows(run / "results", rows)
     tables.show_overviews(tables.read([run]), tmp_path)
-    assert "some_m_cifarnet_budgets.png" in capsys.readouterr().out
-    assert (tmp_path / "some_m_cifarnet_budgets.png").stat().st_size > 10_000
+    assert "some_m_cifarnet_x0.25_budgets.png" in capsys.readouterr().out
+    assert (tmp_path / "some_m_cifarnet_x0.25_budgets.png").stat().st_size > 10_000
 
 
 def test_a_summary_over_budgets(tables: ModuleType, run: Path) -> None:
@@ -231,10 +233,19 @@ def test_a_summary_over_budgets(tables: ModuleType, run: Path) -> None:
     assert any(line.startswith("| fpgm | - | 60.0 **NO** | - | - | - |") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("budget", "ratio"), [(0.3, 0.3), ("60%", 0.6), ("300KB", math.inf), (0.5, 0.5)]
+)
+def test_budgets_are_ordered_by_what_they_are(
+    tables: ModuleType, budget: object, ratio: float
+) -> None:
+    assert tables._as_ratio(budget) == ratio
+
+
 def test_what_a_search_has_seen(tables: ModuleType) -> None:
     config = {"methods": {"search_steps": 20}, "training": {"batch_size": 64}}
     assert tables._searched("legr", 40, json.dumps(config)) == 40 * 20 * 64
-    assert tables._searched("learned", 40, json.dumps(config)) == 40
+    assert tables._searched("learned", 40, json.dumps(config)) == 0
     assert tables._searched("amc", 40, json.dumps({**config, "methods": {}})) == 0
 
 
@@ -263,32 +274,66 @@ def test_sweeps_have_the_trials_that_they_say(name: str, count: int) -> None:
         assert budgets == {(0.5, None), (None, 0.5)}
 
 
-def test_latencies_of_all_methods_but_those_that_cannot_be_rebuilt(
+def test_latencies_of_all_rows_but_those_that_cannot_be_rebuilt(
     latency: ModuleType, tables: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On committed rows, as ``latency.py`` is used."""
-    path = tmp_path / "some.parquet"
+    """On committed rows, as ``latency.py`` is used; of two files, one without dense rows."""
     rows = pd.read_parquet(FOLDER / "results" / "comparison_small.parquet")
-    strange = rows["method"] == "fpgm"
-    rows.loc[strange, "macs_mean"] *= 1.1
-    rows.to_parquet(path)
-    latency.note(path, latency.Setting(repeats=3, warmup=1))
-    assert "fpgm" in capsys.readouterr().out
-    found = pd.read_parquet(path)
+    strange = rows["method"] == "uniform"  # as many channels in all, but of other layers
+    rows.loc[strange, "keep_ratio_mean"] = rows.loc[strange, "keep_ratio_mean"].map(
+        lambda ratios: [ratios[0] + 0.2, *ratios[1:-1], ratios[-1] - 0.2]
+    )
+    rows["latency_seconds"] = 99.0  # from before
+    first = rows["method"].isin(["dense", "uniform", "rnp", "fbs", "amc"])
+    paths = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
+    rows[first].to_parquet(paths[0])
+    rows[~first].to_parquet(paths[1])
+    latency.note(paths, latency.Setting(repeats=3, warmup=1))
+    said = capsys.readouterr().out
+    assert "uniform, R_r = 0.5: keep_ratio_mean of" in said and "rnp" in said
+    found = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    assert len(found) == len(rows)
     untimed = found["latency_seconds"].isna()
-    assert set(found["method"][untimed]) == {"fpgm", "rnp"}
+    assert {"uniform", "rnp"} <= set(found["method"][untimed]) <= {"uniform", "rnp", "learned"}
     timed = found[~untimed]
-    assert (timed["latency_seconds"] > 0).all() and set(timed["latency_batch"]) == {1}
+    assert timed["latency_seconds"].between(1e-6, 10).all() and set(timed["latency_batch"]) == {1}
     assert timed["latency_ratio"].notna().all()
+    assert timed["latency_dense_seconds"].nunique() == 1  # all took turns
     prepared = tables._prepared(found)
     assert "latency / dense" in tables.methods_table(prepared)
     assert "| latency / dense |" in tables.markdown(prepared)
 
 
-def test_a_rebuilt_network_has_the_channels_of_its_row(latency: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("method", "rate"),
+    [("learned", 0.5), ("learned", 1.0), ("uniform", 0.0), ("uniform", 0.25), ("uniform", 0.75)]
+    + [(name, None) for name in ("fbs", "static_l1", "torch_pruning", "legr", "amc")],
+)
+def test_a_rebuilt_network_has_the_channels_of_its_row(
+    latency: ModuleType, method: str, rate: float | None
+) -> None:
     rows = pd.read_parquet(FOLDER / "results" / "comparison_small.parquet")
-    row = rows[rows["method"] == "torch_pruning"].iloc[0]
+    rows = rows[rows["method"] == method]
+    row = (rows if rate is None else rows[rows["tradeoff_rate"] == rate]).iloc[0]
     model = latency.model_like(row)
-    assert [layer.stored / layer.channels for layer in model.spec.layers] == pytest.approx(
-        row["stored_ratio"]
-    )
+    channels = [layer.channels for layer in model.spec.layers]
+    near = 1 / min(channels) if method == "learned" else 1e-6  # agents chose a little otherwise
+    stored = [layer.stored / layer.channels for layer in model.spec.layers]
+    assert stored == pytest.approx(list(row["stored_ratio"]), abs=near)
+    model(torch.randn(2, *model.spec.input_shape))
+    computed = [n / c for n, c in zip(model.last[0].counts, channels, strict=True)]
+    assert computed == pytest.approx(list(row["keep_ratio_mean"]), abs=1 / min(channels))
+    if rate is None:
+        assert model.macs()[0] == pytest.approx(row["macs_mean"])
+
+
+def test_a_network_is_rebuilt_at_the_budget_of_its_row(latency: ModuleType) -> None:
+    """One training measured at several budgets: ``budget_s`` replaces the configured one."""
+    rows = pd.read_parquet(FOLDER / "results" / "comparison_small.parquet")
+    row = rows[(rows["method"] == "uniform") & (rows["tradeoff_rate"] == 1.0)].iloc[0]
+    model = latency.model_like(row)
+    row["budget_s"] = 0.25
+    half = latency.model_like(row)
+    for network in (model, half):
+        network(torch.zeros(1, *network.spec.input_shape))
+    assert float(half.macs()[0]) < 0.4 * float(model.macs()[0])

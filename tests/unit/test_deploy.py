@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlprune.data.decode import EncodedImage, ImageFormat, decode_images
 from rlprune.deploy import PrunedModel
 from rlprune.deploy.artifact import read_artifact, write_artifact
 from rlprune.deploy.picture import read_picture
@@ -210,6 +211,7 @@ def edit(*keys: Any, value: Any) -> Callable[[Description], None]:
     [
         (edit("dtype", value="float8"), "dtype: must be one of float32"),
         (edit("extra", value=1), "model: must be an object with"),
+        (edit("resize", value="fold"), "resize: must be one of"),
         (edit("mean", value=[0.5]), "mean: must be one per channel"),
         (edit("std", value=[0.25, 0.0]), "std: must be positive"),
         (edit("std", value=[0.25, 10**400]), "std: must be a finite number"),
@@ -457,6 +459,21 @@ def test_other_sizes_are_resized(tmp_path: Path, size: tuple[int, int]) -> None:
     found = read_picture(path, (3, 5, 6))
     assert found.shape == (1, 3, 5, 6)
     assert found.amax((0, 2, 3)).tolist() == found.amin((0, 2, 3)).tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("size", [(100, 200), (64, 64), (71, 64), (30, 31)])
+def test_pictures_of_a_model_trained_on_files_are_what_it_has_seen(
+    tmp_path: Path, size: tuple[int, int], grey: bool
+) -> None:
+    """To the bit, against the images' own decoder; transparency as there."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 4))
+    path = save(tmp_path / "one.png", pixels, "RGBA")
+    wanted = ImageFormat(grey, 64, 64, resize=True)
+    trained = decode_images([[EncodedImage("one", path)]], 1, wanted, "images", None)
+    found = read_picture(path, wanted.shape, "crop")
+    assert torch.equal(found, torch.from_numpy(trained))
+    assert not torch.equal(found, read_picture(path, wanted.shape))
 
 
 def test_bad_pictures(tmp_path: Path) -> None:

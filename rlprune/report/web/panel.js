@@ -101,7 +101,7 @@ function drawLayers(i) {
     varying = listOf('image_dependent_ratio', i), // empty: not counted
     stored = listOf('stored_ratio', i);
   const choice = (at) =>
-    varying.length ? `<br>of which the image decides on ${percent(varying[at])}` : '';
+    varying.length ? `<br>channels that depend on the image ${percent(varying[at])}` : '';
   const hover = names.map(
     (name, at) =>
       `<b>${plain(name)}</b><br>computed ${percent(computed[at])} ± ${percent(spread[at])} (over images)${choice(at)}<br>stored ${percent(stored[at])}`,
