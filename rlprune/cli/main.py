@@ -135,7 +135,7 @@ def settings(
         typer.Argument(help="Only settings whose name, values or meaning have one of these words."),
     ] = None,
 ) -> None:
-    """Explain every setting of a trial: values, default, meaning (a sweep has more: see the README).
+    """Explain every setting of a trial: values, default, meaning (for sweeps see the README).
 
     A YAML file nests them (budgets: {compute_max: 0.3}); --set takes them with dots.
 

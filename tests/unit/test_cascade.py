@@ -337,6 +337,7 @@ def test_all_effort_is_reported(calm: Course, digits: ImageSet) -> None:
     learned = result_row(program, calm.learned[0], "test", None)
     row = result_row(program, calm.cascade[0], "test", None)
     assert row.method == "cascade" and row.tradeoff_rate == 1.0
+    assert row.image_dependent_ratio is None
     assert row.finetune_images == 2 * learned.finetune_images == 2 * 2 * 96
     assert row.training_images - learned.training_images == learned.finetune_images
     seconds = program.counters.seconds

@@ -433,6 +433,10 @@ def test_the_number_of_a_row_follows_from_its_key() -> None:
     [
         ({"method": "magic"}, "method must be one of learned, dense"),
         ({"keep_ratio_mean": (0.5,)}, r"keep_ratio_mean must have one value per layer \(2, got 1"),
+        (
+            {"image_dependent_ratio": (0.1,)},
+            r"image_dependent_ratio must have one value .* \(2, got 1",
+        ),
         ({"created_at": datetime(2026, 1, 1)}, "created_at must have a time zone"),
         ({"backbone": ""}, "backbone must not be empty"),
         ({"step": 1.5}, "step, .* must have the types of the schema"),
