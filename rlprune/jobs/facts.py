@@ -8,12 +8,12 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from rlprune import files
 from rlprune.config import DataConfig
 from rlprune.errors import RlpruneError
+from rlprune.source import source_digest
 
 _SHARED_MEMORY = "/dev/shm"
 _DOWNLOADED = ("fashion_mnist", "cifar10")
@@ -163,17 +163,6 @@ def _version(name: str) -> str:
     except ImportError:
         return "-"
     return f"{version} ({source_digest()})" if name == "rlprune" else version
-
-
-@lru_cache(maxsize=1)
-def source_digest() -> str:
-    """Eight hexadecimal digits that are equal exactly for equal sources of rlprune."""
-    import rlprune
-
-    folder, digest = Path(rlprune.__file__).parent, hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:8]
 
 
 def _has_cuda() -> bool:

@@ -167,7 +167,12 @@ COLUMNS: tuple[Column, ...] = (
         True,
         since=2,
     ),
-    Column("versions", _STR, "", "JSON object: versions of python, torch, ray and rlprune"),
+    Column(
+        "versions",
+        _STR,
+        "",
+        "JSON object: versions of python, torch, ray and rlprune (digest of its sources)",
+    ),
     Column("created_at", _TIME, "UTC", "when the row was made"),
     Column("row_id", _INT, "", "hash of the columns that identify a row", since=2),
 )

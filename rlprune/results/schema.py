@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from rlprune.errors import ResultsError
 from rlprune.results.columns import COLUMNS, Column
+from rlprune.source import source_digest
 
 SCHEMA_VERSION = 4
 METHODS = (
@@ -102,13 +103,17 @@ def _now() -> datetime:
 
 
 def software_versions() -> str:
-    """Versions of python, torch, ray and rlprune as a JSON object (null: not installed)."""
+    """Versions of python, torch, ray and rlprune as a JSON object (null: not installed).
+
+    That of rlprune has a digest of its sources behind it.
+    """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("torch", "ray", "rlprune"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
+    versions["rlprune"] = f"{versions['rlprune']} ({source_digest()})"
     return json.dumps(versions)
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlprune"
 
 _CONFIG = {"config_rules", "config_reading", "config_methods", "config"}
-_BASE = {"errors", "amounts", *_CONFIG, "presets", "files", "replicas"}
+_BASE = {"errors", "amounts", *_CONFIG, "presets", "files", "replicas", "source"}
 _TORCH = {*_BASE, "data", "backbones", "pruning", "mdp"}
 # part: the parts that it may import besides itself
 MAY_IMPORT: dict[str, set[str]] = {
@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "replicas": {"errors"},
     "amounts": set(),
+    "source": set(),
     "config_rules": {"amounts", "errors"},
     "config_reading": {"errors"},
     "config_methods": {"config_reading"},

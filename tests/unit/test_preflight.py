@@ -20,11 +20,11 @@ from rlprune.jobs.facts import (
     look_at_data,
     node_facts,
     read_probes,
-    source_digest,
     write_probe,
 )
 from rlprune.jobs.preflight import table
 from rlprune.jobs.verdicts import Check, Node, Survey, fits, judge
+from rlprune.source import source_digest
 from rlprune.sweep.plan import SweepPlan, plan_sweep
 from rlprune.sweep.spec import spec_from_dict
 

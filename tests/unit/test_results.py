@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
+import re
 import shutil
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -468,7 +470,8 @@ def test_row_key_and_defaults() -> None:
     assert make_row().row_key == ("quickstart", "trial", "abc123", 4, "learned", 0.5, None)
     values = {k: v for k, v in EXAMPLE.items() if k not in ("versions", "created_at")}
     row = ResultRow(**values)
-    assert '"torch"' in row.versions
+    assert json.loads(row.versions)["torch"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+ \([0-9a-f]{8}\)", json.loads(row.versions)["rlprune"])
     assert datetime.now(timezone.utc) - row.created_at < timedelta(minutes=1)
 
 
