@@ -19,6 +19,8 @@ COSTS = {
     "storage_ratio": "bytes / dense",
     "latency_ratio": "latency / dense",
 }
+SHOWN = 20.0
+"""Points of accuracy that an overview spans at most, so that its lines can be told apart."""
 RATE_LINES = {"0.75": (0, (8, 2)), "0.5": "--", "0.25": "-.", "0": ":"}
 
 
@@ -89,6 +91,12 @@ def overview(rows: pd.DataFrame, title: str, path: Path) -> None:
         axis.set_xlabel(COSTS[cost])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy [%]")
+    means = rows.groupby(["method", "R_r", "s"])["accuracy"].mean()
+    floor = means.max() - SHOWN
+    if means.min() < floor:
+        axes[0].set_ylim(floor, means.max() + 0.05 * SHOWN)
+        below = sorted({STYLES[method].label for method, _, _ in means[means < floor].index})
+        title += f" (points below the picture: {', '.join(below)})"
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     drawn.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
