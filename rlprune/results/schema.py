@@ -105,7 +105,7 @@ def _now() -> datetime:
 def software_versions() -> str:
     """Versions of python, torch, ray and rlprune as a JSON object (null: not installed).
 
-    That of rlprune has a digest of its sources behind it.
+    That of rlprune has a digest of its sources behind it ("-": not installed).
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("torch", "ray", "rlprune"):
@@ -113,7 +113,8 @@ def software_versions() -> str:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    versions["rlprune"] = f"{versions['rlprune']} ({source_digest()})"
+    # a source tree without an installed package has sources all the same
+    versions["rlprune"] = f"{versions['rlprune'] or '-'} ({source_digest()})"
     return json.dumps(versions)
 
 

@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,12 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlprune.config import DatasetName
 from rlprune.data.decode import EncodedImage, ImageFormat, decode_images
 from rlprune.deploy import PrunedModel
 from rlprune.deploy.artifact import read_artifact, write_artifact
 from rlprune.deploy.picture import read_picture
 from rlprune.deploy.spec import SCHEMA, Node
 from rlprune.errors import ArtifactError, DataError
+from rlprune.export.run import _resize
 from tests.physical import Residual, ThreeLayers
 from tests.shipping import Case, Setting
 
@@ -474,6 +476,11 @@ def test_pictures_of_a_model_trained_on_files_are_what_it_has_seen(
     found = read_picture(path, wanted.shape, "crop")
     assert torch.equal(found, torch.from_numpy(trained))
     assert not torch.equal(found, read_picture(path, wanted.shape))
+
+
+@pytest.mark.parametrize("name", get_args(DatasetName))
+def test_models_of_image_files_say_how_these_were_resized(name: str) -> None:
+    assert _resize(name) == ("crop" if name in ("imagefolder", "parquet") else "stretch")
 
 
 def test_bad_pictures(tmp_path: Path) -> None:
