@@ -47,7 +47,8 @@ def ways_of(file: Path, x: Tensor, budget: float | None) -> dict[str, Callable[[
     usual(x, budget)
     counts = np.mean([image.counts for image in usual.last], 0)
     static = static_like(usual, [max(1, round(count)) for count in counts])
-    dense = static_like(usual, [layer.channels for layer in usual.spec.layers])
+    whole = [layer.channels for layer in usual.spec.layers]
+    dense = static_like(usual, whole, accelerate=False)
     return {
         CALIBRATED: lambda: tuned(x, budget),
         "usual": lambda: usual(x, budget),

@@ -8,10 +8,12 @@ shipped (``rlprune.export``) and timed. Methods that store as many channels as t
 the row's own channels; ``learned``, ``uniform`` and ``fbs`` the budget's own ratio, and a row
 whose channels differ from that by more than one in a layer is left out. A network that is the
 same for every image is timed both as a shipped model and as a plain narrow network, and the
-faster counts. The dense network is the faster of both memory formats. All networks of one
-backbone, budget and image set take turns, whichever file they are from; each runs another image
-untimed first, since what ran before it would leave its caches cold. One thread, one image
-per call. ``rnp`` cannot be shipped and gets no latency. Run it on an idle computer.
+faster counts. The dense network is the fastest of torch's two memory formats and of its shipped
+model, so that all have the compiled convolutions (``rlprune[fast]``) where these are faster.
+All networks of one backbone, budget and image set take turns, whichever file they are from;
+each runs another image untimed first, since what ran before it would leave its caches cold. One
+thread, one image per call. ``rnp`` cannot be shipped and gets no latency. Run it on an idle
+computer.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from rlprune.deploy.bench import (
     timed,
     torch_threads,
 )
-from rlprune.deploy.rivals import DENSE, STATIC, Way, ways_to_run
+from rlprune.deploy.rivals import DENSE, STATIC, Way, static_like, ways_to_run
 from rlprune.export import Pixels, ship
 from rlprune.pruning import GateDesign, GatedNetwork
 from rlprune.results import SCHEMA
@@ -162,6 +164,13 @@ def rebuilt(rows: pd.DataFrame, images: Tensor) -> Iterator[Rebuilt]:
         yield Rebuilt(label, ways_to_run(model, images, [STATIC] if same else []))
 
 
+def dense_ways(model: PrunedModel, images: Tensor) -> list[Way]:
+    """The ways to run a model's dense network: torch's two memory formats, and shipped."""
+    ways = [way for way in ways_to_run(model, images, [DENSE]) if way.name == DENSE]
+    shipped = static_like(model, [layer.channels for layer in model.spec.layers])
+    return [*ways, Way(DENSE, shipped, None, False, ways[0].macs)]
+
+
 def time_group(rows: pd.DataFrame, setting: Setting) -> dict[Any, Latency]:
     """Latencies of the rows of one network and budget, by label."""
     shape = SHAPES[str(rows["dataset"].iloc[0])]
@@ -169,8 +178,7 @@ def time_group(rows: pd.DataFrame, setting: Setting) -> dict[Any, Latency]:
     found = list(rebuilt(rows, images))
     if not found:
         return {}
-    ways = ways_to_run(found[0].ways[0].model, images, [DENSE])
-    plain = [way for way in ways if way.name == DENSE]
+    plain = dense_ways(found[0].ways[0].model, images)
     parts = batches(images, setting.batch)
     with torch_threads(setting.threads), torch.no_grad():
         runs = [_warm(way, parts) for ways in (plain, *(n.ways for n in found)) for way in ways]

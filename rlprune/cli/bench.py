@@ -84,10 +84,11 @@ def bench(
 ) -> None:
     """Time a shipped model beside the dense network and a static one of the same widths.
 
-    "static" is the practical limit: a plain network with the channels that are computed on
-    average. "masked" computes all that is stored and multiplies by zero. Networks take turns,
-    each turn with other images; "faster than dense" is a median over turns. Peak memory is
-    what a process takes at most above what torch alone takes.
+    "dense" is the original network as torch runs it, BatchNorm folded. "static" is the practical
+    limit: a plain network with the channels that are computed on average. "masked" computes all
+    that is stored and multiplies by zero. Networks take turns, each turn with other images;
+    "faster than dense" is a median over turns. Peak memory is what a process takes at most
+    above what torch alone takes.
 
     With --results or --all the medians become columns of the results (latency_seconds,
     latency_ratio to the dense network, and how they were taken), which rlprune pareto takes

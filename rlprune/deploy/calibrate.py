@@ -76,14 +76,14 @@ def calibrate(
         that were measured before.
 
     Raises:
-        ArtifactError: the model cannot be read, there is nothing to choose in it, or the
-            file beside it cannot be written.
+        ArtifactError: the model cannot be read, there is nothing to choose in it (a plain
+            network where numba is missing), or the file beside it cannot be written.
     """
     model = PrunedModel.load(path, calibrated=False)
-    if any(layer.rank is None for layer in model.spec.layers):
+    if not fast.available() and any(layer.rank is None for layer in model.spec.layers):
         raise ArtifactError(
-            f"{path}: a plain network without importance predictors; there is one way to run "
-            "it, nothing to calibrate."
+            f"{path}: a plain network without importance predictors; without numba there is "
+            "one way to run it, nothing to calibrate. Install it: pip install 'rlprune[fast]'."
         )
     tell = report or (lambda done: None)
     batch = model.normalize(_pixels(model, images))
@@ -153,7 +153,12 @@ class _Probe:
 
 
 def _forced(spec: ModelSpec) -> ModelSpec:
-    """The same model with the budget's ratio in every layer and nothing else to obey."""
+    """The same model with the budget's ratio in every layer and nothing else to obey.
+
+    A plain network computes all of itself as it is.
+    """
+    if any(layer.rank is None for layer in spec.layers):
+        return spec
     policy = PolicySpec("constant", projected=False)
     budget = replace(
         spec.budget, tradeoff="permanent", tradeoff_rate=1.0, compute_max=None, alpha=1e-6

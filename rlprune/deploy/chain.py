@@ -212,7 +212,9 @@ class Chain:
 
     def _by_torch(self, x: Tensor, fast: FastLayer, count: int) -> Tensor:
         layer = fast.layer
-        weights, shift = self._buffers.filters(count, x.shape[1], layer.spec.kernel)
+        weights, shift = layer.filter, layer.beta
+        if layer.predictor is not None:
+            weights, shift = self._buffers.filters(count, x.shape[1], layer.spec.kernel)
         y = layer.geometry.convolve(x, weights, shift)
         return y.relu_() if layer.rectified else y
 
@@ -225,10 +227,10 @@ def _as_image(numbers: Tensor, move: _Move, count: int) -> Tensor:
 
 
 class FastLayer:
-    """One gated layer, compiled: alone for one image, or its decisions for several.
+    """One layer, compiled: alone for one image, or its decisions for several.
 
     Args:
-        layer: the layer, with an importance predictor.
+        layer: the layer; a plain one decides nothing.
         rules: of the model.
         buffers: at least as large as the layer.
         kernels: :func:`load_kernels`.
@@ -243,7 +245,7 @@ class FastLayer:
     def __init__(self, layer: GatedLayer, rules: Rules, buffers: Buffers, kernels: Any) -> None:
         self.layer = layer
         self.rectified = layer.rectified
-        self.arrays = Arrays.of(layer, rules, kernels.places)
+        self.arrays = Arrays.of(layer, rules, kernels)
         self._choose_all: Callable[..., int] = kernels.choose_all
         self._alone = Chain([self], buffers, kernels)
 

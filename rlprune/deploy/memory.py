@@ -127,13 +127,15 @@ def footprints(
                     setting.threads,
                     way.mode,
                     way.channels_last,
+                    way.model.accelerate,
                 )
                 found[way.name] = _measured(found[way.name], job, way)
     return found
 
 
 def _measured(footprint: Footprint, job: Job, way: Way) -> Footprint:
-    gathers = way.name == SHIPPED and way.model.spec.policy.kind != "none"
+    one_by_one = way.model.spec.policy.kind != "none" or job.batch == 1
+    gathers = way.name == SHIPPED and one_by_one
     plain = memory_of(replace(job, accelerate=False)) if gathers and fast.available() else None
     return replace(footprint, memory=memory_of(job), without_numba=plain)
 

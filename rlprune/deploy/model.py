@@ -67,6 +67,7 @@ class PrunedModel:
     Attributes:
         spec: everything about the model but its numbers.
         numbers: weights as they are computed with, by name; float32.
+        accelerate: as in :meth:`load`.
         last: decisions of the last call, one per image.
     """
 
@@ -74,6 +75,7 @@ class PrunedModel:
         self, spec: ModelSpec, tensors: Mapping[str, Tensor], accelerate: bool | None = None
     ) -> None:
         self.spec = spec
+        self.accelerate = accelerate
         self.numbers = numbers = {
             name: in_rows(value) if name.endswith(".filter") and value.dim() == 4 else value
             for name, value in restored(spec, tensors).items()
@@ -94,7 +96,7 @@ class PrunedModel:
         self.last: Sequence[Decisions] = []
         # What is compiled, layer by layer; empty: nothing. None: the first call finds out.
         self._compiled: Sequence[FastLayer] | None = None
-        if accelerate is False or any(layer.predictor is None for layer in self.layers):
+        if accelerate is False:
             self._compiled = ()
         elif accelerate:
             self._compiled = self._accelerate()

@@ -2,9 +2,9 @@
 
 Rivals have the same program and arbitrary weights: speed does not depend on them.
 
-- ``dense``: the original network, BatchNorm folded;
+- ``dense``: the original network as torch runs it, BatchNorm folded;
 - ``static``: a plain network with as many channels in each layer as the model computes on
-  average: no decisions, nothing gathered, the practical limit;
+  average: no decisions, nothing gathered, the practical limit; compiled where the model is;
 - ``masked``: the model itself, but computing all that is stored and multiplying by masks.
 """
 
@@ -85,10 +85,12 @@ def ways_to_run(
     if MASKS in rivals:
         ways.append(Way(MASKS, model, MASKED, False, spent))
     if STATIC in rivals:
-        ways += _both_formats(STATIC, static_like(model, widths))
+        rival = static_like(model, widths, accelerate=model.accelerate)
+        ways += _both_formats(STATIC, rival)
     if DENSE in rivals:
         channels = [layer.channels for layer in model.spec.layers]
-        ways += _both_formats(DENSE, static_like(model, channels), model.spec.costs.dense_macs)
+        rival = static_like(model, channels, accelerate=False)
+        ways += _both_formats(DENSE, rival, model.spec.costs.dense_macs)
     return ways
 
 
@@ -97,13 +99,16 @@ def _both_formats(name: str, model: PrunedModel, macs: float | None = None) -> l
     return [Way(name, model, None, last, spent) for last in (False, True)]
 
 
-def static_like(model: PrunedModel, widths: Sequence[int], seed: int = 0) -> PrunedModel:
+def static_like(
+    model: PrunedModel, widths: Sequence[int], seed: int = 0, accelerate: bool | None = None
+) -> PrunedModel:
     """A plain network of the model's program with so many channels per layer.
 
     Args:
         model: whose program and shapes are taken.
         widths: channels of every layer, [T], at least 1, at most C.
         seed: of the arbitrary weights.
+        accelerate: as in ``PrunedModel.load``.
     """
     generator = torch.Generator().manual_seed(seed)
     layers = tuple(_plain(layer, w) for layer, w in zip(model.spec.layers, widths, strict=True))
@@ -130,7 +135,7 @@ def static_like(model: PrunedModel, widths: Sequence[int], seed: int = 0) -> Pru
                     columns = _columns(spec, node.kwargs["runs"]) // groups
                     size[1] = columns * int(node.kwargs.get("each", 1))
                 tensors[name] = _noise(tuple(size), generator)
-    return PrunedModel(spec, tensors)
+    return PrunedModel(spec, tensors, accelerate)
 
 
 def _plain(layer: LayerSpec, width: int) -> LayerSpec:

@@ -13,7 +13,6 @@ import torch
 
 from rlprune.deploy.decide import Positions, Rules, Single
 from rlprune.deploy.layer import GatedLayer
-from rlprune.errors import ArtifactError
 
 _GROUP = 16  # of kernels.filters
 
@@ -26,9 +25,10 @@ class Arrays:
         shape, rules, terms: see ``kernels.places``.
         filters: [S, k, I].
         table: the same, [k, I, S'], zeros from S on: choosing outputs runs along memory here.
+            A plain layer convolves with it as it is.
         code: [I, r]; r is 0 where the predictor is a whole matrix.
         predictor: [I, S] or [r, S].
-        channel: see ``kernels.places``, [6, S].
+        channel: see ``kernels.places``, [6, S]; of a plain layer [S + LANES].
         votes: [2, S]; see ``kernels.choose_all``, as for the next two.
         encoder: [5 + I + S + 1, h].
         agent: [2 h + 2, h].
@@ -47,21 +47,22 @@ class Arrays:
     agent: Single
 
     @classmethod
-    def of(cls, layer: GatedLayer, rules: Rules, places: Any) -> Arrays:
+    def of(cls, layer: GatedLayer, rules: Rules, kernels: Any) -> Arrays:
         """The arrays of a layer.
 
         Args:
-            layer: with an importance predictor.
+            layer: of the model; without an importance predictor (plain) it decides nothing.
             rules: of the model.
-            places: the module ``kernels.places`` (importing it here would load numba).
+            kernels: the package ``kernels`` (importing it here would load numba).
         """
+        places, lanes = kernels.places, kernels.convolve.LANES
         filters = layer.filter.permute(0, 2, 3, 1).contiguous()
         rows = filters.view(layer.spec.stored, -1, layer.inputs).numpy()
-        whole = -(-layer.spec.stored // _GROUP) * _GROUP
-        table = np.zeros((rows.shape[1], layer.inputs, whole), dtype=np.float32)
-        table[..., : layer.spec.stored] = rows.transpose(1, 2, 0)
+        plain = layer.predictor is None
+        table = _table(rows, lanes if plain else _GROUP, lanes)
         known = (_shape(layer, rules, places), *_costs(layer, rules, places), rows, table)
-        own = (*_predictor(layer), _channel(layer), rules.votes(layer.index))
+        channel = _added(layer, lanes) if plain else _channel(layer)
+        own = (*_predictor(layer), channel, rules.votes(layer.index))
         return cls(*map(np.ascontiguousarray, (*known, *own, *_agent(layer, rules))))
 
     def job(
@@ -92,6 +93,16 @@ class Arrays:
         return job
 
 
+def _table(rows: Single, group: int, spare: int) -> Single:
+    """Filters [S, k, I] as [k, I, S'], S' whole groups; more numbers lie behind in memory."""
+    stored, taps, inputs = rows.shape
+    whole = -(-stored // group) * group
+    room = np.zeros(taps * inputs * whole + spare, dtype=np.float32)
+    table: Single = room[: taps * inputs * whole].reshape(taps, inputs, whole)
+    table[..., :stored] = rows.transpose(1, 2, 0)
+    return table
+
+
 def _shape(layer: GatedLayer, rules: Rules, places: Any) -> Positions:
     spec, policy = layer.spec, rules.spec.policy
     shape = np.zeros(places.SHAPE, dtype=np.int64)
@@ -106,6 +117,7 @@ def _shape(layer: GatedLayer, rules: Rules, places: Any) -> Positions:
     shape[places.PROJECTED] = policy.projected
     shape[places.RECTIFIED] = layer.rectified
     shape[places.BOOSTED] = spec.boosted
+    shape[places.PLAIN] = layer.predictor is None
     return shape
 
 
@@ -131,9 +143,14 @@ def _costs(layer: GatedLayer, rules: Rules, places: Any) -> tuple[Any, Any]:
 def _predictor(layer: GatedLayer) -> tuple[Any, Any]:
     """Code [I, r] and predictor, inputs first: a product then runs along memory."""
     if layer.predictor is None:
-        raise ArtifactError(f"{layer.spec.name}: has no predictor. Export the model again.")
+        return np.zeros((layer.inputs, 0), np.float32), np.zeros((0, 0), np.float32)
     code = layer.filter.new_zeros(layer.inputs, 0) if layer.code is None else layer.code.t()
     return code.contiguous().numpy(), layer.predictor.t().contiguous().numpy()
+
+
+def _added(layer: GatedLayer, spare: int) -> Single:
+    """What a plain layer adds to its outputs, and numbers more in memory."""
+    return np.concatenate([layer.beta.numpy(), np.zeros(spare, dtype=np.float32)])
 
 
 def _channel(layer: GatedLayer) -> Any:

@@ -173,6 +173,17 @@ def test_the_machine_is_described() -> None:
     assert words == machine()
 
 
+def test_static_is_compiled_like_the_model_and_dense_never(tmp_path: Path) -> None:
+    three_layers(tmp_path)
+    images = torch.randn(1, *ThreeLayers.shape)
+    for accelerate in (None, False):
+        model = PrunedModel.load(tmp_path / "m.safetensors", accelerate)
+        ways = ways_to_run(model, images, ["static", "dense"])
+        asked = [(way.name, way.model.accelerate) for way in ways]
+        expected = [("shipped", accelerate), *[("static", accelerate)] * 2, *[("dense", False)] * 2]
+        assert asked == expected
+
+
 # --- layers ---------------------------------------------------------------------------------
 
 
@@ -255,7 +266,7 @@ def test_only_what_numba_accelerates_is_measured_without_it(
     images = torch.randn(1, *ThreeLayers.shape)
     sizes = footprints(ways_to_run(model, images), file, images, Setting())
     assert [(job.mode, job.accelerate) for job in jobs] == [
-        (None, False), (None, None), ("masked", None), *[(None, None)] * 4,
+        (None, False), (None, None), ("masked", None), *[(None, None)] * 2, *[(None, False)] * 2,
     ]  # fmt: skip
     assert sizes["shipped"].without_numba == Memory(1, 1)
     assert sizes["shipped"].file_bytes == sizes["masked"].file_bytes == file.stat().st_size

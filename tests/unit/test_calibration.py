@@ -299,12 +299,32 @@ def test_without_numba_only_batches_are_measured(
     assert quiet(caplog)
 
 
-def test_a_plain_network_has_nothing_to_choose(tmp_path: Path) -> None:
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
     setting = Setting(rate=0.0, policy="l1")
     Case(ThreeLayers(), ThreeLayers.shape, setting).shipped.write(tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors"
+
+
+def test_without_numba_a_plain_network_has_nothing_to_choose(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast, "available", lambda: False)
     with pytest.raises(ArtifactError, match="one way to run it, nothing to calibrate"):
-        calibrate.calibrate(tmp_path / "m.safetensors")
-    assert not side_file(tmp_path / "m.safetensors").exists()
+        calibrate.calibrate(plain)
+    assert not side_file(plain).exists()
+
+
+def test_a_plain_network_may_take_either_convolution(plain: Path) -> None:
+    pytest.importorskip("numba", reason="numba is not installed: pip install 'rlprune[fast]'")
+    table = calibrate.calibrate(plain)
+    assert table.widths == (1.0,) and [len(layer.compiled) for layer in table.layers] == [1, 1, 1]
+    model = PrunedModel.load(plain)
+    assert model._choice.now().pairs == tuple(
+        pairs_at(layer, times.compiled_up_to)
+        for layer, times in zip(model.layers, table.layers, strict=True)
+    )
+    assert all(times.compiled_up_to in (0.0, 1.0) for times in table.layers)
 
 
 # --- of another model, machine or version -----------------------------------------------------

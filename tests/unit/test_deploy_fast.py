@@ -39,6 +39,7 @@ SETTINGS = {
     "boosted, low rank, affine": Setting(rate=1.0, rank=4, width_affine=True, boosted=True),
     "static": Setting(rate=0.0),
     "static, low rank, affine": Setting(rate=0.0, rank=4, width_affine=True),
+    "plain": Setting(rate=0.0, policy="l1"),
 }
 
 

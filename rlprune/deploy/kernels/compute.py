@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlprune.deploy.kernels.convolve import convolve, row_stride, surround
+from rlprune.deploy.kernels.convolve import LANES, convolve, row_stride, surround
 from rlprune.deploy.kernels.filters import gather_filters, gather_inputs, scales
 from rlprune.deploy.kernels.importances import importances, pooled_input
 from rlprune.deploy.kernels.jit import carray, compiled, entry
@@ -32,6 +32,7 @@ from rlprune.deploy.kernels.places import (
     PAD_X,
     PAD_Y,
     PIXELS,
+    PLAIN,
     PREDICTOR_AT,
     RANK,
     RECTIFIED,
@@ -131,6 +132,14 @@ def _layer(
     weights, shift, around = rooms
     stored, inputs, rank, hidden = job[STORED], job[INPUTS], job[RANK], job[HIDDEN]
     shape = carray(wholes(job[SHAPE_AT]), (SHAPE,))
+    if shape[PLAIN]:  # its filters lie ready
+        kept[:stored] = np.arange(stored)
+        if stored * inputs <= pairs:
+            size = job[TAPS] * inputs * job[TABLE_WIDTH] + LANES
+            filters, shifts = singles(job[TABLE_AT]), singles(job[CHANNEL_AT])
+            ready = carray(filters, (size,)), carray(shifts, (stored + LANES,))
+            _convolve(job, x, inputs, ready, stored, shape[RECTIFIED], around, out)
+        return int(stored)
     channel = carray(singles(job[CHANNEL_AT]), (CHANNEL_ROWS, stored))
     code = carray(singles(job[CODE_AT]), (inputs, rank))
     rows = inputs if rank == 0 else rank
@@ -164,6 +173,22 @@ def _layer(
         return count
     table = carray(singles(job[TABLE_AT]), (job[TAPS], inputs, job[TABLE_WIDTH]))
     gather_inputs(table, scale, chosen, columns, row_stride(count), weights)
+    _convolve(job, x, present, (weights, shift), count, shape[RECTIFIED], around, out)
+    return count
+
+
+@compiled
+def _convolve(
+    job: Whole,
+    x: Single,
+    present: int,
+    filters: tuple[Single, Single],
+    count: int,
+    rectified: int,
+    around: Single,
+    out: Single,
+) -> None:
+    """Writes a layer's output [P', n] from its input [P, i], filters and what is added."""
     sizes = carray(wholes(job[SIZES_AT]), (SIZES,))
     if sizes[PAD_Y] + sizes[PAD_X] > 0:
         surround(x, sizes, around)
@@ -171,9 +196,8 @@ def _layer(
         around = x.reshape(-1)
     starts = carray(wholes(job[STARTS_AT]), (job[STARTS],))
     taps = carray(wholes(job[TAPS_AT]), (job[TAPS],))
-    rectified, pixels = shape[RECTIFIED], job[PIXELS]
-    convolve(around, present, starts, taps, weights, shift, count, rectified, pixels, out)
-    return count
+    weights, shift = filters
+    convolve(around, present, starts, taps, weights, shift, count, rectified, job[PIXELS], out)
 
 
 @entry

@@ -11,8 +11,8 @@ Whole = NDArray[np.int64]
 
 # Places in a layer's ``shape``, whole numbers.
 LAYER, CHANNELS, IN_CHANNELS, VOTES, PERMANENT, DECIDES, AGENT, CHANGE, PROJECTED = range(9)
-RECTIFIED, BOOSTED = 9, 10
-SHAPE = 11
+RECTIFIED, BOOSTED, PLAIN = 9, 10, 11
+SHAPE = 12
 # Places in a layer's ``rules``: numbers of the model, then of ``budget.LayerCosts``.
 RATE, ALPHA, OFFSET, LINEAR, SLOPE_AFTER, LEAST, LEAST_AFTER, LINEAR_AFTER, SQUARE_AFTER = range(9)
 RULES = 9
@@ -22,7 +22,7 @@ EACH, LEAST_TERMS, WIDE_TERMS = range(3)
 CAP, COMPUTE_DIAL, STORAGE_DIAL, CAP_DIAL, ANCHOR = range(5)
 # Places in an image's ``numbers``; the counts of the layers so far follow.
 SPENT, PREVIOUS, COUNTS = range(3)
-# Rows of ``channel``.
+# Rows of ``channel``; a plain layer has what is added to each output and LANES more instead.
 BETA, MEAN, STATIC, BIAS, WIDTH_SCALE, WIDTH_SHIFT = range(6)
 CHANNEL_ROWS = 6
 # Places in ``sizes`` of an input: its own, and how many zeros lie on each side of it.
