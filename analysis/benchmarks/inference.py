@@ -37,6 +37,7 @@ from rlprune.config import AgentConfig, BudgetConfig, PruningConfig
 from rlprune.deploy import PrunedModel, fast
 from rlprune.deploy.decide import Decisions
 from rlprune.deploy.layer import GatedLayer, column_positions
+from rlprune.deploy.rivals import static_like
 from rlprune.export import Pixels, ship
 from rlprune.mdp import PruningRules, StaticPlan
 from rlprune.mdp.policy import AnchoredRatios
@@ -51,6 +52,7 @@ TARGETS = {1: 2.2, 64: 1.6}
 STATIC_TARGET = 0.85
 """Least share of the half-width network's speed, for m_cifarnet at batch 1."""
 OURS, STATIC, HALF, DENSE = "ours", "static, same widths", "half width", "dense"
+SHIPPED_STATIC = "static, same widths, shipped"
 Runner = Callable[[], Tensor]
 Clock = Callable[[], float]
 
@@ -185,6 +187,9 @@ def pruned_ways(network: Network, x: Tensor, file: Path) -> dict[str, Runner]:
     ways["masks"] = lambda: model(x, mode="masked")
     frozen = frozen_model(file, x)
     ways[STATIC] = lambda: frozen(x)
+    model(x[:1])
+    shipped = static_like(model, model.last[0].counts)
+    ways[SHIPPED_STATIC] = lambda: shipped(x)
     return ways
 
 

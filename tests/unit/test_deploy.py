@@ -18,7 +18,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from rlprune.backbones import m_cifarnet
+from rlprune.cli.main import app
 from rlprune.config import DatasetName
 from rlprune.data.decode import EncodedImage, ImageFormat, decode_images
 from rlprune.deploy import PrunedModel
@@ -481,6 +484,23 @@ def test_pictures_of_a_model_trained_on_files_are_what_it_has_seen(
 @pytest.mark.parametrize("name", get_args(DatasetName))
 def test_models_of_image_files_say_how_these_were_resized(name: str) -> None:
     assert _resize(name) == ("crop" if name in ("imagefolder", "parquet") else "stretch")
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+def test_predict_reads_images_as_the_model_says(tmp_path: Path, resize: str) -> None:
+    """Left and right of the square in the centre lies what only stretching sees."""
+    pixels = np.zeros((32, 96, 3))
+    pixels[:, :32], pixels[:, 64:] = 255, (255, 0, 0)
+    picture, file = save(tmp_path / "wide.png", pixels, "RGB"), tmp_path / "m.safetensors"
+    shipped = Case(m_cifarnet(width=0.1), (3, 32, 32), Setting(rate=0.0)).shipped
+    dataclasses.replace(shipped, spec=dataclasses.replace(shipped.spec, resize=resize)).write(file)
+    model, chances = PrunedModel.load(file), {}
+    for way in ("crop", "stretch"):
+        read = read_picture(picture, (3, 32, 32), way)
+        chances[way] = f"{float(model(model.normalize(read)).softmax(1).amax()):.1%}"
+    assert chances["crop"] != chances["stretch"]
+    done = CliRunner().invoke(app, ["predict", str(file), str(picture)])
+    assert done.exit_code == 0 and chances[resize] in done.output, done.output
 
 
 def test_bad_pictures(tmp_path: Path) -> None:

@@ -1,0 +1,227 @@
+"""What a choice of channels per image is worth, if it were known which ones an image uses.
+
+``uniform`` at R_r = 1, trained like the comparison's networks, but the channels of the last
+layers are chosen by how large they really are on the image (root mean square behind the ReLU,
+of all channels, before any is left out), which no predictor can know:
+
+- ``first choice``: the product's predictors choose; in so short a training nearly all images
+  compute the same channels;
+- ``foresight``: the true sizes choose, in training and in use. Accounted as if looking were free;
+- ``foretold``: the sizes are foretold from the layer's pooled input by ridge regression over
+  the past batches (weight 0.99 a batch), which a predictor could do.
+
+Scales u_r come from the product's predictors in all three. MACs and images are the same.
+
+    python analysis/learning/foresight.py --seeds 3 4 5 [--set data.max_train_images=25000]
+
+prints a table and writes ``results/foresight_<data>[_<images>].parquet`` after every training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from bounds import NoAgents
+from torch import Tensor
+
+from rlprune.config import TrialConfig, load_config
+from rlprune.data import load_image_set
+from rlprune.pruning import Gate, GatedConv
+from rlprune.pruning.predictor import unit_scale
+from rlprune.training import methods
+from rlprune.training.program import TrialProgram
+from rlprune.training.progress import Reporter
+from rlprune.training.setup import TrialSetup, network_of
+
+RESULTS = Path(__file__).parent / "results"
+TRIAL = Path(__file__).parents[1] / "comparison" / "trial.yaml"
+CHOOSERS = ("first choice", "foresight", "foretold")
+LAST_LAYERS = (1, 2, 4, 8)
+DECAY, RIDGE, EVERY = 0.99, 1e-3, 10  # per batch; of the mean diagonal; batches between solutions
+
+
+class Regression:
+    """Foretells sizes [B, C] from inputs [B, I]: ridge regression over the past batches."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.squares = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self.products = torch.zeros(inputs, outputs, dtype=torch.float64)
+        self.batches, self.weights = 0, torch.zeros(inputs, outputs, dtype=torch.float64)
+
+    def learn(self, inputs: Tensor, sizes: Tensor) -> None:
+        """Takes in a batch."""
+        self.squares = DECAY * self.squares + inputs.t() @ inputs
+        self.products = DECAY * self.products + inputs.t() @ sizes
+        if self.batches % EVERY == 0:
+            ridge = RIDGE * self.squares.diagonal().mean()
+            whole = self.squares + ridge * torch.eye(len(self.squares), dtype=torch.float64)
+            self.weights = torch.linalg.solve(whole, self.products)
+        self.batches += 1
+
+
+class _Chosen(Gate):
+    """The gate of a pass, but the channels of one layer are the largest of ``sizes``."""
+
+    def __init__(self, gate: Gate, sizes: Tensor) -> None:
+        super().__init__()
+        self.gate, self.sizes, self.keep = gate, sizes, gate.keep
+
+    def decide(self, layer: int, pooled: Tensor, importance: Tensor) -> Tensor | None:
+        """As many channels as the gate keeps, [B, C]."""
+        keep = self.gate.decide(layer, pooled, importance)
+        return None if keep is None else largest(self.sizes, keep.sum(1))
+
+
+def largest(sizes: Tensor, count: Tensor) -> Tensor:
+    """Masks [B, C] of the ``count`` [B] largest of sizes [B, C]."""
+    place = sizes.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return place < count.unsqueeze(1)
+
+
+class SeeingConv(GatedConv):
+    """A gated convolution whose channels are chosen by their sizes, true or foretold."""
+
+    regression: Regression | None
+    same: Tensor
+    images: int
+
+    def forward(self, x: Tensor, gate: Gate) -> Tensor:
+        """[B, C_in, H, W] -> [B, C, H', W']."""
+        if not self.use_predictor:  # pretraining: nothing is pruned
+            return super().forward(x, gate)
+        true = self._sizes(x, gate)
+        sizes, inputs = true, self._inputs(x)
+        if self.regression is not None:
+            if self.training:
+                self.regression.learn(inputs, true.double())
+            sizes = inputs @ self.regression.weights
+        chosen = _Chosen(gate, sizes.to(true))
+        y = super().forward(x, chosen)
+        keep = gate.keep[self.layer.index]
+        if keep is not None and not self.training:
+            best = largest(true, keep.sum(1))
+            self.seen += keep.sum(0)
+            self.right += float((keep & best).sum()) / float(keep.sum()) * len(keep)
+            self.images += len(keep)
+        return y
+
+    @torch.no_grad()
+    def _sizes(self, x: Tensor, gate: Gate) -> Tensor:
+        """Root mean squares of all channels behind the ReLU, [B, C]."""
+        whole = Gate()
+        whole.keep = dict(gate.keep)
+        tracks = self.norm is not None and self.norm.track_running_stats
+        if self.norm is not None:  # the pass that counts takes the batch's statistics in
+            self.norm.track_running_stats = False
+        y = super().forward(x, whole)
+        if self.norm is not None:
+            self.norm.track_running_stats = tracks
+        return y.relu().square().mean((2, 3)).sqrt()
+
+    @torch.no_grad()
+    def _inputs(self, x: Tensor) -> Tensor:
+        pooled = unit_scale(x.mean((2, 3)), self.layer.in_channels)
+        return torch.cat([pooled, torch.ones_like(pooled[:, :1])], 1).double()
+
+    def begin(self) -> None:
+        """Counts anew."""
+        self.seen = torch.zeros(self.layer.out_channels, dtype=torch.int64)
+        self.right, self.images = 0.0, 0
+
+
+def course(config: TrialConfig, chooser: str, last: int) -> tuple[TrialProgram, list[SeeingConv]]:
+    """A trial of ``uniform`` alone, and the layers that choose otherwise."""
+    images = load_image_set(config.data, config.seed)
+    setup = TrialSetup.of(config, network_of(config, images).channels)
+    program = TrialProgram(setup, images, "cpu", Reporter())
+    program.units = [u for u in program.units if u.phase not in ("alternate", "learned")]
+    seeing: list[SeeingConv] = []
+    for layer in program.network.layers[-last:] if chooser != "first choice" else ():
+        layer.__class__ = SeeingConv
+        assert isinstance(layer, SeeingConv)
+        inputs = layer.layer.in_channels + 1
+        told = Regression(inputs, layer.layer.out_channels) if chooser == "foretold" else None
+        layer.regression = told
+        layer.begin()
+        seeing.append(layer)
+    return program, seeing
+
+
+def row(config: TrialConfig, chooser: str, last: int) -> dict[str, Any]:
+    """Trains one network and measures it."""
+    program, seeing = course(config, chooser, last)
+    while not program.finished:
+        program.advance(NoAgents())
+    method, network = methods.uniform(program.setup), program.network
+    network.set_predictors(method.predictors, method.boosted)
+    budgets = method.book.episodes([program.setup.book.point(1.0, None)])
+    program.evaluator.prepare(network, method, budgets)
+    images = program.images
+    validation = program.evaluator.split(network, method, budgets, images.validation)
+    for layer in seeing:
+        layer.begin()
+    test = program.evaluator.split(network, method, budgets, images.test)
+    shares = [layer.seen / layer.images for layer in seeing]
+    depends = [((share > 0.01) & (share < 0.99)).double().mean().item() for share in shares]
+    return {
+        "data": config.data.name,
+        "train_images": len(images.train),
+        "seed": config.seed,
+        "chooser": chooser,
+        "last_layers": last if seeing else 0,
+        "validation_accuracy": validation.accuracy,
+        "test_accuracy": test.accuracy,
+        "macs_ratio": float(test.macs.mean()) / program.setup.book.dense_macs,
+        "image_dependent_ratio": depends,
+        "right_channels": [layer.right / layer.images for layer in seeing],
+    }
+
+
+def jobs(seeds: Sequence[int], layers: Sequence[int]) -> list[tuple[int, str, int]]:
+    """(seed, chooser, last layers), the plain choice once for each seed."""
+    found = []
+    for seed in seeds:
+        found.append((seed, CHOOSERS[0], 0))
+        found += [(seed, chooser, last) for last in layers for chooser in CHOOSERS[1:]]
+    return found
+
+
+def main() -> None:
+    """Reads the arguments; writes after every training."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--set", action="append", default=[], help="override: data.root=...")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument("--layers", type=int, nargs="+", default=list(LAST_LAYERS))
+    arguments = parser.parse_args()
+    point = ["evaluation.tradeoff_rates=[1.0]", "evaluation.baselines=[uniform]"]
+    config = load_config(TRIAL, [*point, *arguments.set])
+    more = "" if config.data.max_train_images == 6000 else f"_{config.data.max_train_images}"
+    file = RESULTS / f"foresight_{config.data.name}{more}.parquet"
+    found = []
+    for seed, chooser, last in jobs(arguments.seeds, arguments.layers):
+        found.append(row(dataclasses.replace(config, seed=seed), chooser, last))
+        print({k: v for k, v in found[-1].items() if not isinstance(v, list)}, flush=True)
+        pd.DataFrame(found).to_parquet(file, index=False)
+    print(table(pd.DataFrame(found)).to_string(float_format="{:.2f}".format))
+    print(f"Wrote {file}")
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Test accuracy in percent and the gain over the first choice, paired by seed."""
+    rows = rows.assign(test=100 * rows["test_accuracy"])
+    plain = rows[rows["chooser"] == CHOOSERS[0]].set_index("seed")["test"]
+    rows["gain"] = rows["test"] - rows["seed"].map(plain)
+    groups = rows.groupby(["last_layers", "chooser"])
+    return groups[["test", "gain"]].agg(["mean", "sem", "count"])
+
+
+if __name__ == "__main__":
+    main()
