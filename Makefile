@@ -7,6 +7,9 @@ ARGS ?=
 # Faults on a cluster, under two minutes each; test-cluster has the others as well.
 FAULTS := tests/cluster/test_sweep_faults.py tests/cluster/test_memory_fault.py -k "not the_head"
 
+# Scripts that import their neighbours: each folder is checked by itself.
+SCRIPTS := analysis analysis/comparison analysis/learning analysis/benchmarks
+
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart compare test test-cluster lint clean
 
@@ -35,6 +38,8 @@ lint: $(STAMP)  ## ruff check, ruff format --check, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@for part in $(SCRIPTS); do $(BIN)/mypy $$(ls $$part/*.py | grep -v rollout_nodes) || exit 1; done
+	$(BIN)/mypy --explicit-package-bases analysis/benchmarks/rollout_nodes.py
 
 test: lint  ## Everything that must pass: lint, then pytest (with ARGS=...: pytest ARGS alone)
 ifeq ($(strip $(ARGS)),)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 
@@ -28,9 +29,11 @@ def main() -> None:
     print(front[shown].to_string(index=False))
 
     if len(sys.argv) > 2:
-        axes = rows.plot.scatter("storage_bytes", "test_accuracy", alpha=0.3)
-        front.plot("storage_bytes", "test_accuracy", drawstyle="steps-post", marker="o", ax=axes)
-        axes.figure.savefig(sys.argv[2])
+        figure, axes = plt.subplots()
+        axes.scatter(rows["storage_bytes"], rows["test_accuracy"], alpha=0.3)
+        axes.step(front["storage_bytes"], front["test_accuracy"], where="post", marker="o")
+        axes.set(xlabel="storage_bytes", ylabel="test_accuracy")
+        figure.savefig(sys.argv[2])
 
 
 if __name__ == "__main__":

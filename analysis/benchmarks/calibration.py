@@ -24,8 +24,8 @@ from torch import Tensor
 
 from rlprune.backbones import m_cifarnet
 from rlprune.deploy import PrunedModel
-from rlprune.deploy.bench import static_like
 from rlprune.deploy.calibrate import calibrate
+from rlprune.deploy.rivals import static_like
 
 DIGITS = Network(lambda width: m_cifarnet(in_channels=1, width=0.25 * width), (1, 8, 8))
 CASES = {

@@ -60,8 +60,8 @@ def _realistic(random: np.random.Generator, rows: int) -> tuple[Floats, Floats, 
     stored = np.clip(kept + random.uniform(0.0, 0.4, rows), 0.0, 1.0)
     accuracy = 0.93 - 0.6 * np.exp(-5.0 * kept) + random.normal(0.0, 0.01, rows)
     macs = DENSE_MACS * kept**2 * random.uniform(0.9, 1.1, rows)
-    accuracy = np.round(np.clip(accuracy, 0.0, 1.0), 4)  # of 10,000 images
-    return accuracy, np.round(DENSE_BYTES * stored**1.8), macs
+    rounded: Floats = np.round(np.clip(accuracy, 0.0, 1.0), 4).astype(np.float64)  # of 10,000
+    return rounded, np.round(DENSE_BYTES * stored**1.8), macs
 
 
 def _adversarial(random: np.random.Generator, rows: int) -> tuple[Floats, Floats, Floats]:
@@ -246,7 +246,7 @@ def compare(folder: Path, objectives: int, repeats: int) -> dict[str, list[Run]]
 
 
 def _median(runs: list[Run], name: str) -> float:
-    return statistics.median(getattr(run, name) for run in runs)
+    return float(statistics.median(getattr(run, name) for run in runs))
 
 
 def show(objectives: int, runs: dict[str, list[Run]]) -> None:

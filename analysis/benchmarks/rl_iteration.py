@@ -232,7 +232,7 @@ def build(data: Path, runners: int) -> PruningAlgorithm:
         training=TrainingConfig(updates_per_round=10**6),  # no new round while measuring
         evaluation=EvaluationConfig(batchnorm_images=ROLLOUTS),
     )
-    algorithm = PruningAlgorithmConfig.of(trial).build_algo()
+    algorithm: PruningAlgorithm = PruningAlgorithmConfig.of(trial).build_algo()
     with torch.no_grad():  # as after training: importances differ between images
         for layer in algorithm.program.network.layers:
             layer.runtime_predictor.weight.normal_(0.0, 0.05)
@@ -277,7 +277,7 @@ def _dense_pass(algorithm: PruningAlgorithm, memory_format: Any) -> Callable[[],
     """The plain backbone on as many images as one update walks, each as often as there."""
     trial, images = algorithm.config.trial, algorithm.program.images
     group = trial.agents.samples_per_image
-    pixels = images.train.images[: ROLLOUTS // group]
+    pixels = images.train.take(np.arange(ROLLOUTS // group)).images
     batch = normalize(pixels, images.mean, images.std).repeat_interleave(group, 0)
     batch = batch.to(memory_format=memory_format)
     dense = build_backbone(trial.backbone, images.num_classes, images.input_shape)

@@ -22,8 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def median_seconds(action: Callable[[], Any], repeats: int = 9) -> float:
     return statistics.median(times[2:])
 
 
-def line(few: float, many: float, at: tuple[int, int]) -> tuple[float, float]:
+def line(seconds: Sequence[float], at: tuple[int, int]) -> tuple[float, float]:
     """(fixed, each) of the line through two measurements; neither below zero."""
+    few, many = seconds
     each = max(0.0, (many - few) / (at[1] - at[0]))
     return max(0.0, few - each * at[0]), each
 
@@ -72,7 +74,7 @@ def rollouts(algorithm: PruningAlgorithm) -> Found:
         return worker.sample(request=replace(request, episodes=episodes))
 
     times = [median_seconds(lambda n=n: play(n)) for n in (FEW, ROLLOUTS)]  # type: ignore[misc]
-    fixed, each = line(*times, (FEW, ROLLOUTS))
+    fixed, each = line(times, (FEW, ROLLOUTS))
     spread = [median_seconds(lambda: play(ROLLOUTS), 1) for _ in range(12)]
     chunk = play(ROLLOUTS)[0]
     packed = pickle.dumps(chunk, protocol=5)
@@ -119,14 +121,14 @@ def learner(algorithm: PruningAlgorithm) -> Found:
 
     counts = (1, MANY // size)
     times = [median_seconds(lambda n=n: update(n)) for n in counts]  # type: ignore[misc]
-    fixed, each = line(*times, (size * counts[0], size * counts[1]))
+    fixed, each = line(times, (size * counts[0], size * counts[1]))
     return {
         "learner_fixed_s": (fixed, "s", "connector and PPO, one pass"),
         "learner_each_s": (each, "s / episode", f"{size} and {MANY} episodes per update"),
     }
 
 
-class Idle(FaultAwareApply):
+class Idle(FaultAwareApply):  # type: ignore[misc]  # Ray has no types
     """A worker that has nothing to do."""
 
 
@@ -136,10 +138,10 @@ def calls() -> Found:
     for count in (2, 6):
         actors = [ray.remote(Idle).options(num_cpus=0).remote() for _ in range(count)]
         manager = FaultTolerantActorManager(actors, max_remote_requests_in_flight_per_actor=2)
-        ask: Callable[[], Any] = lambda m=manager: m.foreach_actor(lambda worker: None)  # noqa: E731
+        ask = partial(manager.foreach_actor, lambda worker: None)
         times.append(median_seconds(ask, 40))
         manager.clear()
-    fixed, each = line(*times, (2, 6))
+    fixed, each = line(times, (2, 6))
     return {
         "call_fixed_s": (fixed, "s", "asking all workers and waiting, no work"),
         "call_each_s": (each, "s / worker", "2 and 6 workers"),
@@ -183,7 +185,7 @@ def _row(step: int) -> ResultRow:
     return ResultRow(**{**EXAMPLE, "step": step})
 
 
-class Reports(tune.Trainable):
+class Reports(tune.Trainable):  # type: ignore[misc]  # as above
     """A trial that is nothing but its results."""
 
     def step(self) -> dict[str, Any]:

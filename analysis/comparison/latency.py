@@ -241,7 +241,7 @@ def note(paths: Sequence[Path], setting: Setting) -> int:
             count += 1
         print(f"{key}: {len(part)} rows, {count} of all timed so far", flush=True)
     for path in paths:
-        _write(rows.loc[path], path)
+        _write(rows[rows.index.get_level_values("file") == path], path)
     return count
 
 

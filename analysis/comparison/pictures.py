@@ -91,11 +91,11 @@ def overview(rows: pd.DataFrame, title: str, path: Path) -> None:
         axis.set_xlabel(COSTS[cost])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy [%]")
-    means = rows.groupby(["method", "R_r", "s"])["accuracy"].mean()
-    floor = means.max() - SHOWN
-    if means.min() < floor:
-        axes[0].set_ylim(floor, means.max() + 0.05 * SHOWN)
-        below = sorted({STYLES[method].label for method, _, _ in means[means < floor].index})
+    heights = rows.groupby(["method", "R_r", "s"])["accuracy"].mean()
+    floor = heights.max() - SHOWN
+    if heights.min() < floor:
+        axes[0].set_ylim(floor, heights.max() + 0.05 * SHOWN)
+        below = sorted({STYLES[method].label for method, _, _ in heights[heights < floor].index})
         title += f" (points below the picture: {', '.join(below)})"
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     drawn.suptitle(title)

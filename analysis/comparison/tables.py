@@ -173,7 +173,7 @@ def paired(rows: pd.DataFrame) -> pd.DataFrame:
             found.append(
                 {
                     "R_r": rate,
-                    "rival": f"{rival} (best static)" if rival == best else rival,
+                    "rival": f"{best} (best static)" if rival == best else rival,
                     "ours - rival": gain.mean(),
                     "+-": error(gain),
                     "n": len(gain),
@@ -320,8 +320,8 @@ def show(rows: pd.DataFrame, figures: Path) -> None:
     """Prints the tables of every network and budget, and draws their figures."""
     pd.set_option("display.width", 250)
     for key, part in rows.groupby(NETWORK):
-        experiment, dataset, backbone, width, s, variant = key
-        title = f"{dataset}, {backbone} at width {width:g}, budget {s} {variant}".rstrip()
+        experiment, dataset, backbone, width, s, variant = map(str, key)
+        title = f"{dataset}, {backbone} at width {width}, budget {s} {variant}".rstrip()
         print(f"\n== {experiment}: {title}\n")
         print(methods_table(part).round(3).to_string(index=False, na_rep="-"))
         pairs = paired(part)
@@ -329,9 +329,7 @@ def show(rows: pd.DataFrame, figures: Path) -> None:
             print("\nOurs minus the others, points of test accuracy, paired by seed:\n")
             print(pairs.round(3).to_string(index=False, na_rep="-"))
         print("\nTargets:", *verdict(part), sep="\n  ")
-        path = (
-            figures / f"{experiment}_{backbone}_{str(s).rstrip('%')}{variant.replace(' ', '_')}.png"
-        )
+        path = figures / f"{experiment}_{backbone}_{s.rstrip('%')}{variant.replace(' ', '_')}.png"
         figure(part, title, path)
         print(f"\nFigure: {path}")
 

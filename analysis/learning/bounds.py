@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from rlprune.agents.networks import RuntimeAgent, StaticAgent
 from rlprune.config import TrialConfig, load_config
 from rlprune.data import ImageSet, load_image_set
 from rlprune.presets import preset_path
@@ -49,7 +50,7 @@ class NoAgents:
         """Never called: the alternation is left out of the course."""
         raise NotImplementedError
 
-    def agents(self) -> tuple[methods.RuntimeAgent, methods.StaticAgent]:
+    def agents(self) -> tuple[RuntimeAgent, StaticAgent]:
         """Never called either."""
         raise NotImplementedError
 

@@ -94,7 +94,7 @@ def main() -> None:
         }
     )
     print(table.round(3).to_string())
-    mean, error = table["settled at"].mean(), table["settled at"].sem()
+    mean, error = (float(part) for part in table["settled at"].agg(["mean", "sem"]))
     print(f"within {TOLERANCE} points after {mean:.0f} +- {error:.0f} updates, n = {len(table)}")
     draw(rows)
     print(PICTURE)

@@ -42,7 +42,7 @@ from rlprune.training.setup import TrialSetup, network_of
 RESULTS = Path(__file__).parent / "results"
 TRIAL = Path(__file__).parents[1] / "comparison" / "trial.yaml"
 CHOOSERS = ("first choice", "foresight", "foretold")
-LAST_LAYERS = (1, 2, 4, 8)
+LAST_LAYERS = (1, 2, 8)
 DECAY, RIDGE, EVERY = 0.99, 1e-3, 10  # per batch; of the mean diagonal; batches between solutions
 
 
@@ -153,11 +153,15 @@ def course(config: TrialConfig, chooser: str, last: int) -> tuple[TrialProgram, 
     return program, seeing
 
 
-def row(config: TrialConfig, chooser: str, last: int) -> dict[str, Any]:
-    """Trains one network and measures it."""
+def row(config: TrialConfig, chooser: str, last: int, pretrained: dict[int, Any]) -> dict[str, Any]:
+    """Trains one network and measures it; keeps what pretraining made, by seed."""
     program, seeing = course(config, chooser, last)
+    if config.seed in pretrained:
+        program.adopt_pretrained(pretrained[config.seed])
     while not program.finished:
         program.advance(NoAgents())
+        if (state := program.pretrained_state()) is not None:
+            pretrained[config.seed] = state
     method, network = methods.uniform(program.setup), program.network
     network.set_predictors(method.predictors, method.boosted)
     budgets = method.book.episodes([program.setup.book.point(1.0, None)])
@@ -205,9 +209,10 @@ def main() -> None:
     config = load_config(TRIAL, [*point, *arguments.set])
     more = "" if config.data.max_train_images == 6000 else f"_{config.data.max_train_images}"
     file = RESULTS / f"foresight_{config.data.name}{more}.parquet"
-    found = []
+    found: list[dict[str, Any]] = []
+    pretrained: dict[int, Any] = {}
     for seed, chooser, last in jobs(arguments.seeds, arguments.layers):
-        found.append(row(dataclasses.replace(config, seed=seed), chooser, last))
+        found.append(row(dataclasses.replace(config, seed=seed), chooser, last, pretrained))
         print({k: v for k, v in found[-1].items() if not isinstance(v, list)}, flush=True)
         pd.DataFrame(found).to_parquet(file, index=False)
     print(table(pd.DataFrame(found)).to_string(float_format="{:.2f}".format))

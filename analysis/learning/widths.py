@@ -49,11 +49,11 @@ def train(
 ) -> None:
     """Adam along a cosine; every variant sees the same images in the same order."""
     steps = round(epochs * (len(images.train) // 128))
-    rate, frozen = (3e-3, ("runtime_predictor.weight", "static_importance"))
-    if phase > 1:
-        rate, frozen = 2e-3, ("static_importance",)
+    rate, frozen = 2e-3, ["static_importance"]
+    if phase == 1:
+        rate, frozen = 3e-3, ["runtime_predictor.weight", *frozen]
     schedule = CnnSchedule(rate, steps, 128, 40.0, 0.0)
-    trainer = CnnTrainer(network, images, schedule, [seed, phase], frozen)
+    trainer = CnnTrainer(network, images, schedule, [seed, phase], tuple(frozen))
     trainer.run(steps, gates)  # type: ignore[arg-type]
 
 
