@@ -6,14 +6,12 @@
 Speed does not depend on weights: each row's network is built anew with arbitrary weights,
 shipped (``rlprune.export``) and timed. Methods that store as many channels as they compute get
 the row's own channels; ``learned``, ``uniform`` and ``fbs`` the budget's own ratio, and a row
-whose channels differ from that by more than one in a layer is left out. A network that is the
-same for every image is timed both as a shipped model and as a plain narrow network, and the
-faster counts. The dense network is the fastest of torch's two memory formats and of its shipped
-model, so that all have the compiled convolutions (``rlprune[fast]``) where these are faster.
-All networks of one backbone, budget and image set take turns, whichever file they are from;
-each runs another image untimed first, since what ran before it would leave its caches cold. One
-thread, one image per call. ``rnp`` cannot be shipped and gets no latency. Run it on an idle
-computer.
+whose channels differ from that by more than one in a layer is left out. All are timed as
+shipped, compiled (``rlprune[fast]``) and not calibrated. The dense network is the fastest of
+torch's two memory formats and of its shipped model. All networks of one backbone, budget and
+image set take turns, whichever file they are from; each runs another image untimed first, since
+what ran before it would leave its caches cold. One thread, one image per call. ``rnp`` cannot
+be shipped and gets no latency. Run it on an idle computer.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ from rlprune.deploy.bench import (
     timed,
     torch_threads,
 )
-from rlprune.deploy.rivals import DENSE, STATIC, Way, static_like, ways_to_run
+from rlprune.deploy.rivals import DENSE, Way, static_like, ways_to_run
 from rlprune.export import Pixels, ship
 from rlprune.pruning import GateDesign, GatedNetwork
 from rlprune.results import SCHEMA
@@ -160,8 +158,7 @@ def rebuilt(rows: pd.DataFrame, images: Tensor) -> Iterator[Rebuilt]:
         if why := differs(row, model, images):
             print(f"left out: {name}: {why}")
             continue
-        same = model.spec.policy.kind == "none"
-        yield Rebuilt(label, ways_to_run(model, images, [STATIC] if same else []))
+        yield Rebuilt(label, ways_to_run(model, images, []))
 
 
 def dense_ways(model: PrunedModel, images: Tensor) -> list[Way]:

@@ -31,7 +31,7 @@ DATASETS = {
     "parquet": "CIFAR-10, JPEG copy",
     "digits": "digits",
 }
-TUNING = "tuning"
+TUNING, METHODS, MORE_SEEDS = "tuning", "methods", "more_seeds"
 NETWORK = ["experiment", "dataset", "backbone", "width", "s", "variant"]
 STATIC = [name for name, facts in CATALOGUE.items() if facts.kind == "static" and name != "dense"]
 SEARCHES = ("legr", "amc")
@@ -68,7 +68,7 @@ def read(folders: list[Path]) -> pd.DataFrame:
         )
     rows = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
     rows = rows[~rows["experiment"].str.startswith(TUNING)].reset_index(drop=True)
-    rows["experiment"] = rows["experiment"].str.replace("^rates", "methods", regex=True)
+    rows["experiment"] = rows["experiment"].str.replace("^rates", METHODS, regex=True)
     return _prepared(rows)
 
 
@@ -334,6 +334,32 @@ def show(rows: pd.DataFrame, figures: Path) -> None:
         print(f"\nFigure: {path}")
 
 
+def pooled(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of ``methods`` and ``more_seeds`` of one network and budget together, by its title.
+
+    Of the methods that both have, so that every method has the same seeds.
+    """
+    found = {}
+    kind = rows["experiment"].str.extract(f"^({METHODS}|{MORE_SEEDS})", expand=False)
+    for key, part in rows[kind.notna()].groupby(NETWORK[1:-1]):
+        more = part[part["experiment"].str.startswith(MORE_SEEDS)]
+        points = set(zip(more["method"], more["R_r"], strict=True))
+        both = [point in points for point in zip(part["method"], part["R_r"], strict=True)]
+        if points:
+            dataset, backbone, width, s = map(str, key)
+            found[f"{dataset}, {backbone} at width {width}, budget {s}"] = part[both]
+    return found
+
+
+def show_pooled(rows: pd.DataFrame) -> None:
+    """Prints what all seeds together say of the targets."""
+    for title, part in pooled(rows).items():
+        print(f"\n== {METHODS} and {MORE_SEEDS} together: {title}\n")
+        print(methods_table(part).round(3).to_string(index=False, na_rep="-"))
+        print("\n" + paired(part).round(3).to_string(index=False, na_rep="-"))
+        print("\nTargets:", *verdict(part), sep="\n  ")
+
+
 def show_overviews(rows: pd.DataFrame, figures: Path) -> None:
     """Draws every network that was measured at several budgets; ablations are left out."""
     for key, part in rows[rows["method"] != "dense"].groupby([n for n in NETWORK if n != "s"]):
@@ -372,6 +398,7 @@ def main() -> None:
     default = arguments.folders[0] if arguments.folders else FIGURES
     rows, figures = read(arguments.folders), arguments.figures or default
     show(rows, figures)
+    show_pooled(rows)
     show_overviews(rows, figures)
 
 

@@ -64,9 +64,10 @@ def _remarks(footprints: Mapping[str, Footprint]) -> list[str]:
     if shipped.memory is not None:
         before = f"{shipped.memory.before / _MIB:.0f} MiB"
         lines.append(f"Peak memory is above the {before} that Python and torch take by themselves.")
-    if shipped.without_numba is not None:
-        without = f"{_mebibytes(shipped.without_numba)} MiB"
-        lines.append(f"Without numba and its compiled code, shipped takes {without}.")
+    plain = {name: found.without_numba for name, found in footprints.items()}
+    told = [f"{name} {_mebibytes(memory)} MiB" for name, memory in plain.items() if memory]
+    if told:
+        lines.append(f"Without numba and its compiled code: {', '.join(told)}.")
     if MASKS in footprints:
         lines.append(f"Of {MASKS} the MACs that its masks keep are counted; it computes more.")
     return lines

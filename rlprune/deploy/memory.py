@@ -25,6 +25,7 @@ from torch import Tensor
 from rlprune.deploy import fast
 from rlprune.deploy.bench import Setting, batches
 from rlprune.deploy.model import PrunedModel
+from rlprune.deploy.program import MASKED
 from rlprune.deploy.rivals import MASKS, SHIPPED, Way
 from rlprune.errors import ArtifactError
 
@@ -135,8 +136,8 @@ def footprints(
 
 def _measured(footprint: Footprint, job: Job, way: Way) -> Footprint:
     one_by_one = way.model.spec.policy.kind != "none" or job.batch == 1
-    gathers = way.name == SHIPPED and one_by_one
-    plain = memory_of(replace(job, accelerate=False)) if gathers and fast.available() else None
+    compiles = one_by_one and way.mode != MASKED and job.accelerate is not False
+    plain = memory_of(replace(job, accelerate=False)) if compiles and fast.available() else None
     return replace(footprint, memory=memory_of(job), without_numba=plain)
 
 

@@ -115,8 +115,8 @@ class PrunedModel:
 
         Args:
             path: of the file.
-            accelerate: whether numba compiles what happens between the convolutions of an
-                image; the same decisions either way. None: if it is installed. It is loaded
+            accelerate: whether numba compiles the layers of a single image, convolutions
+                included; the same decisions either way. None: if it is installed. It is loaded
                 by the first call, which takes seconds when it is the first ever; True loads
                 it at once.
             calibrated: whether what ``rlprune calibrate`` measured here is used, where it
@@ -219,8 +219,9 @@ class PrunedModel:
 
     def _mode(self, images: int, told: Budget) -> str:
         """The way that is faster, as far as that is known."""
-        usual = not self._decides and not (images == 1 and self._accelerated())
-        masks = self._choice.now().masks(images, told.compute_dial, usual)
+        ways = self._choice.now()
+        compiled = images == 1 and any(ways.pairs) and self._accelerated()
+        masks = ways.masks(images, told.compute_dial, not self._decides and not compiled)
         return MASKED if masks else GATHERED
 
     @property

@@ -4,7 +4,8 @@ Rivals have the same program and arbitrary weights: speed does not depend on the
 
 - ``dense``: the original network as torch runs it, BatchNorm folded;
 - ``static``: a plain network with as many channels in each layer as the model computes on
-  average: no decisions, nothing gathered, the practical limit; compiled where the model is;
+  average: no decisions, nothing gathered, the practical limit; by torch, and compiled as the
+  model is;
 - ``masked``: the model itself, but computing all that is stored and multiplying by masks.
 """
 
@@ -60,7 +61,7 @@ class Way:
 def ways_to_run(
     model: PrunedModel, images: Tensor, rivals: Sequence[str] | None = None
 ) -> list[Way]:
-    """The model and its rivals; dense and static in both memory formats.
+    """The model and its rivals; dense and static in both memory formats of torch.
 
     Args:
         model: as loaded.
@@ -85,8 +86,10 @@ def ways_to_run(
     if MASKS in rivals:
         ways.append(Way(MASKS, model, MASKED, False, spent))
     if STATIC in rivals:
-        rival = static_like(model, widths, accelerate=model.accelerate)
-        ways += _both_formats(STATIC, rival)
+        if model.accelerate is not False:
+            rival = static_like(model, widths, accelerate=model.accelerate)
+            ways.append(Way(STATIC, rival, None, False, _conv_macs(rival)))
+        ways += _both_formats(STATIC, static_like(model, widths, accelerate=False))
     if DENSE in rivals:
         channels = [layer.channels for layer in model.spec.layers]
         rival = static_like(model, channels, accelerate=False)

@@ -23,8 +23,11 @@ from rlprune.deploy.calibration import BatchTimes, Table
 from rlprune.deploy.layer import GatedLayer
 
 _log = logging.getLogger(__name__)
-_FEW_THREADS = 2
-"""The compiled convolution has one thread: with more than these torch's is taken, unmeasured."""
+_FEW_THREADS, _FEW_THREADS_PLAIN = 2, 1
+"""The compiled convolution has one thread: with more than these torch's is taken, unmeasured.
+
+A plain layer's filters lie ready for torch as well, so that a second thread pays earlier there.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Choice:
     def __init__(self, layers: Sequence[GatedLayer], tables: Sequence[Table] = ()) -> None:
         self._usual = Ways(tuple(pairs_at(layer, 1.0) for layer in layers))
         self._parallel = Ways((0,) * len(layers))
+        plain = any(layer.predictor is None for layer in layers)
+        self._few = _FEW_THREADS_PLAIN if plain else _FEW_THREADS
         self._measured = {table.threads: self._ways(table, layers) for table in tables}
         self._warned: set[int] = set()
 
@@ -81,7 +86,7 @@ class Choice:
         return Ways(pairs or self._unmeasured(table.threads).pairs, table.batches)
 
     def _unmeasured(self, threads: int) -> Ways:
-        return self._usual if threads <= _FEW_THREADS else self._parallel
+        return self._usual if threads <= self._few else self._parallel
 
     def now(self) -> Ways:
         """What is chosen in this call."""

@@ -28,7 +28,8 @@ class Latency:
 
     Attributes:
         seconds, p25_seconds, p75_seconds: median and quartiles of the repeats.
-        dense_seconds: median of the unpruned backbone, None if it was not timed.
+        dense_seconds: median of the unpruned backbone, None if it was not timed. As torch runs
+            it from ``rlprune bench``; of the comparison's rows the fastest way, see there.
         ratio: median over the repeats of the time / the backbone's, likewise.
         batch: images of a call.
         threads: of torch.

@@ -33,7 +33,7 @@ from rlprune.deploy.calibration import (
     write_calibration,
 )
 from rlprune.deploy.chain import Chain
-from rlprune.deploy.program import MASKED, Program
+from rlprune.deploy.program import GATHERED, MASKED, Program
 from rlprune.deploy.ways import Ways, pairs_at
 from rlprune.errors import ArtifactError
 from tests.physical import Residual, ThreeLayers
@@ -325,6 +325,16 @@ def test_a_plain_network_may_take_either_convolution(plain: Path) -> None:
         for layer, times in zip(model.layers, table.layers, strict=True)
     )
     assert all(times.compiled_up_to in (0.0, 1.0) for times in table.layers)
+
+
+def test_two_threads_of_torch_compute_a_plain_network(plain: Path) -> None:
+    """Its filters lie ready for torch as well; the compiled convolution has one thread."""
+    pytest.importorskip("numba", reason="numba is not installed: pip install 'rlprune[fast]'")
+    model = PrunedModel.load(plain)
+    torch.set_num_threads(1)
+    assert model._mode(1, model._own_budget) == GATHERED
+    torch.set_num_threads(2)
+    assert model._mode(1, model._own_budget) == MASKED
 
 
 # --- of another model, machine or version -----------------------------------------------------

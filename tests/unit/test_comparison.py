@@ -27,6 +27,7 @@ CONFIG = config_to_dict(config_from_dict({"data": {"root": "/somewhere"}}))
 SWEEPS = {
     "methods": 18,
     "rates": 72,
+    "more_seeds": 6,
     "equal_storage": 3,
     "ablations": 12,
     "ablation_mean": 6,
@@ -141,6 +142,22 @@ def test_differences_are_paired_by_seed_and_rate(tables: ModuleType, run: Path) 
     assert table.loc[("1", "uniform"), "ours - rival"] == pytest.approx(11)
     assert table.loc[("0.5", "uniform"), "ours - rival"] == pytest.approx(4)
     assert table.loc[("1", "fbs"), "n"] == 1 and pd.isna(table.loc[("1", "fbs"), "p"])
+
+
+def test_more_seeds_join_those_of_the_methods_that_they_have(
+    tables: ModuleType, tmp_path: Path
+) -> None:
+    first = rows_of(
+        ("learned", 3, 0.5, 0.9, 0.9), ("fpgm", 3, None, 0.9, 0.88), ("amc", 3, None, 0.9, 0.9)
+    )
+    more = rows_of(("learned", 9, 0.5, 0.9, 0.9), ("fpgm", 9, None, 0.9, 0.86))
+    for name, rows in (("methods", first), ("more_seeds", more)):
+        write_rows(tmp_path / "results", [dataclasses.replace(r, experiment=name) for r in rows])
+    ((title, both),) = tables.pooled(tables.read([tmp_path])).items()
+    assert title.endswith("budget 0.5") and set(both["method"]) == {"learned", "fpgm"}
+    table = tables.paired(both).set_index("rival").loc["fpgm (best static)"]
+    assert table["n"] == 2 and table["ours - rival"] == pytest.approx(3)  # 2 and 4
+    assert tables.pooled(tables.read([tmp_path]).query("experiment == 'methods'")) == {}
 
 
 def test_targets_are_stated_plainly(tables: ModuleType, run: Path) -> None:
@@ -265,7 +282,7 @@ def test_sweeps_have_the_trials_that_they_say(name: str, count: int) -> None:
     points = trial_points(spec)
     assert len(points) == count
     configs = [trial_config(spec, point.values, point.name) for point in points]
-    assert len({config.seed for config in configs}) == (1 if name == "tuning" else 3)
+    assert len({config.seed for config in configs}) == {"tuning": 1, "more_seeds": 6}.get(name, 3)
     if name == "tuning":
         for part, key in (("training", "importance_penalty"), ("methods", "fbs_penalty")):
             assert len({getattr(getattr(config, part), key) for config in configs}) == 4

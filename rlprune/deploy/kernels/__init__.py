@@ -1,4 +1,4 @@
-"""A gated layer for one image, compiled with numba: decisions, filters and the convolution.
+"""A layer for one image, compiled with numba: decisions, filters and the convolution.
 
 The same steps as ``GatedLayer.gathered`` and ``Decisions.decide``, in one call: there, each of
 some thirty small operations costs more in its call than in its work. Importing this package

@@ -81,7 +81,7 @@ def compute(
     """Layers that follow each other: decides what each computes, and computes it.
 
     It stops early where an input is not finite (the layer's count is 0 then), and where a
-    convolution is to be torch's: then there are only its filters.
+    convolution is to be torch's: then there are only its filters (of a plain layer not even them).
 
     Args:
         jobs: of the layers, see ``places``, [L, JOB].
