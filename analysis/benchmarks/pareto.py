@@ -60,7 +60,8 @@ def _realistic(random: np.random.Generator, rows: int) -> tuple[Floats, Floats, 
     stored = np.clip(kept + random.uniform(0.0, 0.4, rows), 0.0, 1.0)
     accuracy = 0.93 - 0.6 * np.exp(-5.0 * kept) + random.normal(0.0, 0.01, rows)
     macs = DENSE_MACS * kept**2 * random.uniform(0.9, 1.1, rows)
-    rounded: Floats = np.round(np.clip(accuracy, 0.0, 1.0), 4).astype(np.float64)  # of 10,000
+    # of 10,000 images
+    rounded: Floats = np.round(np.clip(accuracy, 0.0, 1.0), 4).astype(np.float64)
     return rounded, np.round(DENSE_BYTES * stored**1.8), macs
 
 

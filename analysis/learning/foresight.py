@@ -240,10 +240,11 @@ def main() -> None:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Test accuracy in percent and the gain over the usual choice, paired by seed."""
+    """Test accuracy in percent and the gain over the control, paired by seed and layers."""
     rows = rows.assign(test=100 * rows["test_accuracy"])
-    plain = rows[rows["chooser"] == FIRST].set_index("seed")["test"]
-    rows["gain"] = rows["test"] - rows["seed"].map(plain)
+    control = rows[rows["chooser"] == AVERAGE][["seed", "last_layers", "test"]]
+    rows = rows.merge(control, on=["seed", "last_layers"], suffixes=("", "_control"))
+    rows["gain"] = rows["test"] - rows["test_control"]
     groups = rows.groupby(["last_layers", "chooser"])
     return groups[["test", "gain"]].agg(["mean", "sem", "count"])
 
