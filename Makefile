@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
-# Faults on a cluster, under two minutes each; test-cluster has the others as well.
+# Under two minutes each; test-cluster has the others as well.
 FAULTS := tests/cluster/test_sweep_faults.py tests/cluster/test_memory_fault.py -k "not the_head"
 
 # Scripts that import their neighbours: each folder is checked by itself.
 SCRIPTS := analysis analysis/comparison analysis/learning analysis/benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart compare test test-cluster lint clean
+.PHONY: help install quickstart compare test test-faults test-cluster lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,16 +41,19 @@ lint: $(STAMP)  ## ruff check, ruff format --check, mypy --strict
 	@for part in $(SCRIPTS); do $(BIN)/mypy $$(ls $$part/*.py | grep -v rollout_nodes) || exit 1; done
 	$(BIN)/mypy --explicit-package-bases analysis/benchmarks/rollout_nodes.py
 
-test: lint  ## Everything that must pass: lint, then pytest (with ARGS=...: pytest ARGS alone)
+test: lint  ## Lint, unit, property and integration tests (with ARGS=...: pytest ARGS alone)
 ifeq ($(strip $(ARGS)),)
 	$(BIN)/python -m pytest -n 2 tests/unit tests/property
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 tests/integration
-	$(BIN)/python -m pytest --durations 10 $(FAULTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 -m 'not fault' tests/integration
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
-test-cluster: $(STAMP)  ## Faults on a cluster of several nodes (cluster/local; minutes each)
+test-faults: $(STAMP)  ## More faults, also in the middle of a sweep on a cluster of cluster/local
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 -m fault tests/integration
+	$(BIN)/python -m pytest --durations 10 $(FAULTS)
+
+test-cluster: $(STAMP)  ## Every fault on such a cluster: also the loss of the head and of machines
 	$(BIN)/python -m pytest --durations 15 tests/cluster $(ARGS)
 
 clean:  ## Remove .venv, caches and build files (never your runs)

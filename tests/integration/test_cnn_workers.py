@@ -187,6 +187,7 @@ stop: {max_failures: 1}
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_a_sweeps_trial_whose_process_is_killed_is_tried_again(tmp_path: Path) -> None:
     (tmp_path / "pair.yaml").write_text(SWEEP)
     calm = start("sweep", "pair.yaml", "--set", "storage_path=calm", cwd=tmp_path)

@@ -151,6 +151,7 @@ class CommandLines(threading.Thread):
                     self.seen.add(line)
 
 
+@pytest.mark.fault
 def test_a_job_is_stopped_killed_and_finished_and_keeps_its_secrets(
     site: Site, tmp_path: Path
 ) -> None:
