@@ -35,6 +35,7 @@ from rlprune.training.diagnostics import (
     UpdateDiagnostics,
     update_diagnostics,
 )
+from rlprune.training.env_runners import self_contained_env_runners
 from rlprune.training.evaluate import Measurement
 from rlprune.training.learner import CLIP_FRACTION_KEY, KL_KEY, Chunk
 from rlprune.training.program import TrialProgram
@@ -88,7 +89,8 @@ class PruningAlgorithm(Algorithm):
         own.rl_module(rl_module_spec=module_spec(setup.graph, trial.agents))
         own.freeze()
         self.config = own
-        super().setup(own)
+        with self_contained_env_runners():
+            super().setup(own)
         trainers: TrainerFactory = PhaseTrainer
         if isinstance(images.train, StoredImages):
             trainers = streaming_trainer

@@ -185,7 +185,7 @@ def test_a_cascade_beside_the_learned_policy_stopped_and_resumed(tiny: Tiny, tmp
     assert comparable(rows) == comparable(calm)
 
 
-def test_remote_workers_and_a_killed_one(tiny: Tiny) -> None:
+def test_remote_workers_and_a_killed_one(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
     """Two remote workers; one dies by SIGKILL; the rows are those of an undisturbed run."""
     config = tiny(rollouts__num_env_runners=2, evaluation__baselines=())
     calm, _ = run(config)
@@ -215,6 +215,7 @@ def test_remote_workers_and_a_killed_one(tiny: Tiny) -> None:
     assert killer.killed is not None and killer.killed not in pids
     assert len(set(pids)) == 2  # it was replaced
     assert comparable(rows) == comparable(calm)
+    assert "constructor arguments" not in capfd.readouterr().err  # a warning of Ray's
 
 
 def test_an_error_in_a_worker_is_raised_and_not_swallowed(tiny: Tiny) -> None:
