@@ -279,6 +279,9 @@ class _Finder:
     def _add_fixed_convolution(
         self, node: fx.Node, conv: nn.Conv2d, norm: fx.Node | None, read: Flow
     ) -> None:
+        if conv.groups > 1:  # every group would need filters of a size of its own
+            self._join(read)
+            read = whole(conv.in_channels)
         weights = math.prod(conv.kernel_size) * conv.out_channels // conv.groups
         folded = norm if self._calls[node.target] == 1 else None
         shifts = conv.out_channels if conv.bias is not None or folded is not None else 0

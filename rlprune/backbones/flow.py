@@ -96,6 +96,11 @@ _ELEMENTWISE_MODULES = (
     nn.Dropout,
     nn.Dropout2d,
 )
+_BRANCH_DROPS = (
+    "torchvision.ops.stochastic_depth.StochasticDepth",
+    "timm.layers.drop.DropPath",
+    "timm.models.layers.drop.DropPath",  # before timm 0.9
+)
 _ELEMENTWISE_FUNCTIONS = _torch_functions(
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "gelu", "silu", "mish", "hardswish"),
     *("tanh", "elu", "elu_", "celu", "selu", "dropout", "dropout2d", "neg", "abs", "clone"),
@@ -139,6 +144,17 @@ _SCALE_METHODS = frozenset(("mul", "mul_", "div", "div_"))
 _CAT_FUNCTIONS = _torch_functions("cat", "concat", "concatenate")
 
 Flows = Mapping[fx.Node, Flow]
+
+
+def drops_branches(module: nn.Module | None) -> bool:
+    """Whether it drops whole values of a batch while training, and does nothing else.
+
+    Such modules of torchvision and timm are known by name, since neither need be installed.
+    """
+    kind = type(module)
+    return f"{kind.__module__}.{kind.__qualname__}" in _BRANCH_DROPS
+
+
 _Rule = Callable[[fx.Node, Flows], Flow | None]
 
 
@@ -162,7 +178,7 @@ def derive_flow(node: fx.Node, module: nn.Module | None, flows: Flows) -> Flow |
 
 def _module_rule(module: nn.Module) -> _Rule | None:
     kind = type(module)  # not isinstance: a subclass may compute something else
-    if kind in _ELEMENTWISE_MODULES:
+    if kind in _ELEMENTWISE_MODULES or drops_branches(module):
         return _elementwise
     if isinstance(module, nn.Hardtanh) and kind is nn.Hardtanh:
         return _elementwise if module.min_val <= 0.0 <= module.max_val else None

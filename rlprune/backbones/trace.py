@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from rlprune.backbones.find import find_channels, is_plain
-from rlprune.backbones.flow import record_shape, tensor_shape
+from rlprune.backbones.flow import drops_branches, record_shape, tensor_shape
 from rlprune.backbones.graph import TracedBackbone
 from rlprune.errors import BackboneError
 
@@ -84,8 +84,12 @@ class _Tracer(fx.Tracer):
         self.failed: tuple[str, nn.Module] | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether ``m`` stays one node: torch's own layers and their harmless subclasses."""
-        if any(is_plain(m, kind) for kind in (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
+        """Whether ``m`` stays one node: torch's own layers and their harmless subclasses.
+
+        Stochastic depth as well: followed in evaluation mode, it would be gone in training.
+        """
+        plain = any(is_plain(m, kind) for kind in (nn.Conv2d, nn.BatchNorm2d, nn.Linear))
+        if plain or drops_branches(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

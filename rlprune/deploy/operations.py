@@ -18,7 +18,7 @@ _SAME_NAME = (
     *("hardtanh", "tanh", "sigmoid", "elu", "celu", "selu", "max_pool2d", "avg_pool2d"),
     *("adaptive_avg_pool2d", "adaptive_max_pool2d", "pad", "softmax", "log_softmax"),
     *("flatten", "squeeze", "unsqueeze", "reshape", "permute", "transpose", "mean", "sum"),
-    *("amax", "add", "sub", "mul", "div", "neg", "abs", "cat"),
+    *("chunk", "split", "amax", "add", "sub", "mul", "div", "neg", "abs", "cat"),
 )
 _OTHER_NAMES = {
     "view": "reshape",

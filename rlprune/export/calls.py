@@ -105,6 +105,26 @@ def writes(node: fx.Node, module: nn.Module | None) -> bool:
     return spelled or named or node.kwargs.get("inplace") is True
 
 
+def zero_padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
+    """Pixels of zeros on each side, (above and below, left and right).
+
+    Raises:
+        ArtifactError: it pads with something else, or the sides differ.
+    """
+    around = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    if conv.padding_mode == "zeros":
+        if conv.padding == "valid":
+            return 0, 0
+        if conv.padding == "same" and not any(total % 2 for total in around):
+            return around[0] // 2, around[1] // 2
+        if not isinstance(conv.padding, str):
+            return int(conv.padding[0]), int(conv.padding[1])
+    raise ArtifactError(
+        f"{name}: padding {conv.padding!r} ({conv.padding_mode}) cannot be shipped. "
+        "Use zeros, as many on both sides."
+    )
+
+
 def unknown(what: str) -> ArtifactError:
     """The error over something that cannot be shipped."""
     return ArtifactError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from rlprune.backbones.flow import Flow, derive_flow, tensor_shape, whole
+from rlprune.backbones.flow import Flow, derive_flow, drops_branches, tensor_shape, whole
 from rlprune.backbones.graph import ChannelSource
 from rlprune.deploy.spec import Node, Run
 from rlprune.export.calls import (
@@ -25,6 +25,7 @@ from rlprune.export.calls import (
     unknown,
     without_inplace,
     writes,
+    zero_padding,
 )
 from rlprune.pruning import GatedConv, GatedNetwork
 from rlprune.pruning.gated import FollowerConv
@@ -33,7 +34,7 @@ _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NOTHING_FUNCTIONS = (F.dropout, F.dropout2d)
 _NOTHING_METHODS = ("contiguous", "clone", "float", "detach")
 _RESHAPES = ("flatten", "reshape", "squeeze", "unsqueeze")
-_VIEWS = (*_RESHAPES, "per_channel", "permute", "transpose", "getitem")
+_VIEWS = (*_RESHAPES, "per_channel", "permute", "transpose", "chunk", "split", "getitem")
 """What may share its operand's memory."""
 
 
@@ -164,7 +165,7 @@ class _Walk:
         weight, bias = _folded(module.conv, module.norm)
         name = module.layer.name
         self._store(name, weight[rows], bias[rows])
-        options = {**_geometry(module.conv), "layer": module.layer.producer}
+        options = {**_geometry(name, module.conv), "layer": module.layer.producer}
         self._emit(node, "follower", name, [self._compact(node.args[0])], options)
         self._flows[node] = self._flows[node.args[0]]  # type: ignore[index]
 
@@ -189,15 +190,15 @@ class _Walk:
             self._emit(node, "linear", name, [read], {**options, "each": each})
             return
         assert isinstance(module, nn.Conv2d)
-        if module.padding_mode != "zeros" or isinstance(module.padding, str):
-            raise unknown(f"{name}, a convolution with padding {module.padding!r}")
-        if module.groups > 1 and compact:
-            raise unknown(f"{name}, a grouped convolution behind a pruned layer")
         weight, bias = _folded(module, self._norm_behind(node))
         self._store(name, weight[:, input_columns(sources, self.stored, 1)] if compact else weight)
         self.tensors[f"{name}.bias"] = bias.clone()
         self._emit(
-            node, "conv", name, [read], {**options, **_geometry(module), "groups": module.groups}
+            node,
+            "conv",
+            name,
+            [read],
+            {**options, **_geometry(name, module), "groups": module.groups},
         )
 
     def _norm_behind(self, node: fx.Node) -> nn.BatchNorm2d | None:
@@ -242,7 +243,8 @@ class _Walk:
     def _does_nothing(node: fx.Node, module: nn.Module | None) -> bool:
         if node.op == "call_method":
             return node.target in _NOTHING_METHODS
-        return type(module) in _NOTHING or node.target in _NOTHING_FUNCTIONS
+        drops = type(module) in _NOTHING or drops_branches(module)
+        return drops or node.target in _NOTHING_FUNCTIONS
 
     def _called(
         self, node: fx.Node, module: nn.Module | None, flow: Flow | None
@@ -308,12 +310,10 @@ def _width(node: fx.Node) -> int:
     return shape[1] if len(shape) > 1 else 1
 
 
-def _geometry(conv: nn.Conv2d) -> dict[str, list[int]]:
-    if isinstance(conv.padding, str):
-        raise unknown(f"a convolution with padding {conv.padding!r}")
+def _geometry(name: str, conv: nn.Conv2d) -> dict[str, list[int]]:
     return {
         "stride": list(conv.stride),
-        "padding": list(conv.padding),
+        "padding": list(zero_padding(name, conv)),
         "dilation": list(conv.dilation),
     }
 

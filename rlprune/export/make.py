@@ -19,6 +19,7 @@ from rlprune.deploy.artifact import write_artifact
 from rlprune.deploy.numbers import stored_as
 from rlprune.deploy.spec import BudgetSpec, CostSpec, LayerSpec, ModelSpec, PolicySpec, Run
 from rlprune.errors import ArtifactError
+from rlprune.export.calls import zero_padding
 from rlprune.export.capture import capture
 from rlprune.export.compact import agent_tensors, layer_tensors
 from rlprune.mdp import PruningRules, StaticPlan
@@ -153,11 +154,6 @@ def _layer_spec(
     predictors: bool,
 ) -> LayerSpec:
     layer, conv = module.layer, module.conv
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise ArtifactError(
-            f"{layer.name}: padding {conv.padding!r} ({conv.padding_mode}) cannot be shipped. "
-            "Use zero padding given in pixels."
-        )
     rank = rank_of(layer.in_channels, layer.out_channels, network.design.predictor_rank)
     deleted = layer.out_channels - len(stored[layer.index])
     return LayerSpec(
@@ -167,7 +163,7 @@ def _layer_spec(
         inputs=tuple(Run(source.layer, source.channels) for source in layer.in_sources),
         kernel=_pair(conv.kernel_size),
         stride=_pair(conv.stride),
-        padding=_pair(conv.padding),
+        padding=zero_padding(layer.name, conv),
         dilation=_pair(conv.dilation),
         out_size=layer.out_size,
         static_votes=max(0, layer.out_channels - static_kept - deleted),
@@ -180,6 +176,19 @@ def _layer_spec(
 
 def _pair(value: tuple[int, ...]) -> tuple[int, int]:
     return int(value[0]), int(value[1])
+
+
+def why_unshippable(network: GatedNetwork) -> str | None:
+    """What :func:`ship` would refuse, whatever is pruned; None if nothing."""
+    modules = [layer for layer in network.layers if isinstance(layer, GatedConv)]
+    stored = [torch.arange(module.layer.out_channels) for module in modules]
+    try:
+        for module in modules:
+            _layer_spec(module, network, stored, module.layer.out_channels, True)
+        capture(network, stored)
+    except ArtifactError as error:
+        return str(error)
+    return None
 
 
 def _costs(

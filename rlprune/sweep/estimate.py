@@ -14,13 +14,14 @@ from rlprune.backbones.flow import tensor_shape
 from rlprune.backbones.graph import ChannelGraph
 from rlprune.config import BackboneConfig, TrialConfig, config_to_dict
 from rlprune.data import ImageSet
+from rlprune.pruning import GatedNetwork
 from rlprune.sweep.fields import pretraining_values
 from rlprune.sweep.space import TrialPoint
 from rlprune.sweep.spec import SweepSpec
 from rlprune.training import cascade
 from rlprune.training.effort import rollout_images, training_images
 from rlprune.training.phases import PRETRAIN
-from rlprune.training.setup import TrialSetup
+from rlprune.training.setup import TrialSetup, warn_if_unshippable
 
 _FLOAT_BYTES = 4
 _PROCESS_BYTES = 700 * 2**20  # measured: a process that has imported torch, Ray and RLlib: 683 MiB
@@ -80,7 +81,9 @@ class NetworkFacts:
         """
         backbone = build_backbone(config, images.num_classes, images.input_shape)
         traced = trace_backbone(backbone, images.input_shape, images.num_classes)
-        return cls(traced.channels, sum(_numbers(node) for node in traced.module.graph.nodes))
+        activations = sum(_numbers(node) for node in traced.module.graph.nodes)
+        warn_if_unshippable(GatedNetwork(traced))
+        return cls(traced.channels, activations)
 
 
 def _numbers(node: fx.Node) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
+import logging
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +19,7 @@ from rlprune.backbones.graph import ChannelGraph
 from rlprune.config import BackboneConfig, TrialConfig
 from rlprune.data import ImageSet
 from rlprune.errors import ConfigError, Problem
+from rlprune.export import why_unshippable
 from rlprune.mdp import PruningRules
 from rlprune.pruning import (
     PAPER,
@@ -30,6 +33,7 @@ from rlprune.pruning import (
 from rlprune.replicas import Share
 
 _RATIOS_IN_RANGE = 33
+_logger = logging.getLogger(__name__)
 
 
 def build_network(
@@ -219,6 +223,19 @@ def setup_trial(config: TrialConfig, images: ImageSet) -> TrialSetup:
     """
     check_packages(config.evaluation.baselines)
     network = network_of(config, images)
+    warn_if_unshippable(network)
     setup = TrialSetup.of(config, network.channels)
     setup.check_budgets()
     return setup
+
+
+def warn_if_unshippable(network: GatedNetwork) -> None:
+    """Says before anything is trained that the network can be pruned but not exported."""
+    reason = why_unshippable(network)
+    if reason is not None:
+        _warn_once(f"It can be trained and measured, but `rlprune export` will refuse it: {reason}")
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _logger.warning(text)

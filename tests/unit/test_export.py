@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,12 +14,17 @@ import torch
 import torch.nn.functional as F
 from result_rows import make_row
 from torch import Tensor, nn
+from torchvision.models import get_model
+from torchvision.ops import StochasticDepth
 
-from rlprune.backbones import build_backbone, m_cifarnet
+from rlprune.backbones import build_backbone, m_cifarnet, trace_backbone
 from rlprune.config import BackboneConfig
 from rlprune.deploy import PrunedModel
 from rlprune.errors import ArtifactError, ConfigError
+from rlprune.export import why_unshippable
 from rlprune.export.select import Limits, choose
+from rlprune.pruning import GatedNetwork
+from rlprune.training.setup import warn_if_unshippable
 from tests.physical import InvertedResidual, Residual, Sequential, ThreeLayers
 from tests.shipping import Case, Setting, assert_same
 
@@ -437,6 +443,15 @@ def twice(x: Tensor, before: nn.Module, shared: nn.Module) -> Tensor:
     return shared(F.relu(shared(before(x)))).mean((2, 3))
 
 
+def shuffled(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """One half passes, the other is convolved, channels change places (Ma et al. 2018)."""
+    left, right = F.relu(a(x)).chunk(2, dim=1)
+    x = torch.cat((torch.cat((left, left), 1), F.relu(b(right))), dim=1)
+    count, channels, height, width = x.size()
+    x = x.view(count, 2, channels // 2, height, width).transpose(1, 2).contiguous()
+    return x.view(count, channels, height, width).mean((2, 3))
+
+
 LINES: dict[str, Callable[[], nn.Module]] = {
     "shape": lambda: calls(320, lambda x, a: F.relu(a(x)).view(x.shape[0], -1), conv(6, 5)),
     "shape, three dimensions": lambda: calls(
@@ -488,6 +503,23 @@ LINES: dict[str, Callable[[], nn.Module]] = {
         5, lambda x, a, b: F.relu(b(F.relu(a(x)))).mean((2, 3)), conv(6, 5),
         nn.Conv2d(5, 5, 3, stride=2, padding=2, dilation=2, groups=5),
     ),
+    "halves, shuffled": lambda: calls(12, shuffled, conv(6, 6), conv(3, 6)),
+    "split in two sizes": lambda: calls(
+        4, lambda x, a: torch.split(F.relu(a(x)), [4, 2], dim=1)[0].mean((2, 3)), conv(6, 6)
+    ),
+    "grouped behind a layer": lambda: calls(
+        4, lambda x, a, b: F.relu(b(F.relu(a(x)))).mean((2, 3)),
+        conv(6, 6), nn.Conv2d(6, 4, 3, groups=2),
+    ),
+    "padding by name": lambda: calls(
+        4, lambda x, a, b, c: F.relu(c(F.relu(b(F.relu(a(x)))))).mean((2, 3)),
+        nn.Conv2d(6, 5, (3, 5), padding="same", dilation=(2, 1)),
+        nn.Conv2d(5, 5, 3, padding="same", groups=5), nn.Conv2d(5, 4, 3, padding="valid"),
+    ),
+    "stochastic depth": lambda: calls(
+        6, lambda x, a, drop: (x + drop(F.relu(a(x)))).mean((2, 3)),
+        conv(6, 6), StochasticDepth(0.5, "row"),
+    ),
     "no norm": lambda: calls(
         4, lambda x, a, b: F.relu(b(F.relu(a(x)))).mean((2, 3)),
         nn.Conv2d(6, 5, 3), nn.Conv2d(5, 4, 3, bias=False),
@@ -510,8 +542,26 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 def test_other_networks_equal_the_masked_ones(network: str, rate: float, tmp_path: Path) -> None:
     case = Case(OTHERS[network](), Net.shape, Setting(rate=rate, compute_max=0.6), seed=2)
     model = check(case, tmp_path / "m.safetensors")
+    assert why_unshippable(case.network) is None
     if rate < 1.0:
         assert sum(layer.stored < layer.channels for layer in model.spec.layers) >= 1
+
+
+TORCHVISION = (
+    "efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_1"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("network", TORCHVISION)
+def test_torchvisions_networks(network: str, tmp_path: Path) -> None:
+    """Squeeze and excitation, stochastic depth, groups, shuffled channels, fire modules."""
+    torch.manual_seed(0)  # of some weights one image in some thousands rounds to another count
+    setting = Setting(rank=4, width_affine=True, boosted=True, compute_max=0.6)
+    case = Case(get_model(network, num_classes=10), (3, 64, 64), setting)
+    images = case.images(3)
+    assert_same(case.model(tmp_path / "m.safetensors"), images, case.expected(images))
+    gate = case.expected(images[:1]).gate
+    assert count_numbers(case) == int(gate.parameters()[0]) - both_biases(case)
 
 
 class Normed(nn.Module):
@@ -554,16 +604,27 @@ class Weighted(nn.Module):
         (Attention(), "scaled_dot_product_attention"),
         (Weighted(), r"weight"),
         (Calls(overwritten, conv(6, 6)), "relu_, which overwrites what .* still shows"),
-        (Normed(Calls(lambda x, a: a(x).chunk(2, 1)[0], conv(6, 12))), "chunk"),
+        (Normed(Calls(lambda x, a: a(x).unbind(2)[0].unsqueeze(2), conv(6, 6))), "unbind"),
         (Normed(Calls(lambda x, a: a(x)[..., :1], conv(6, 6))), "the argument Ellipsis"),
         (Normed(nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular")), r"middle\.what: padding"),
-        (Normed(nn.Conv2d(6, 6, 3, padding="same")), r"middle\.what: padding 'same'"),
+        (Normed(nn.Conv2d(6, 6, 2, padding="same")), r"middle\.what: padding 'same'"),
     ],
 )
 def test_what_cannot_be_shipped_is_named(middle: nn.Module, named: str) -> None:
     features = 384 if isinstance(middle, Attention) else 6
+    reason = why_unshippable(GatedNetwork(trace_backbone(Net(middle, features), Net.shape)))
+    assert reason is not None and re.search(named, reason)
     with pytest.raises(ArtifactError, match=f"{named}.*(does not know|cannot be shipped)"):
         Case(Net(middle, features), Net.shape, Setting())
+
+
+def test_it_is_said_once_before_anything_is_trained(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        net = Net(Normed(nn.GroupNorm(2, 6)), 6)
+        warn_if_unshippable(GatedNetwork(trace_backbone(net, Net.shape)))
+    warn_if_unshippable(GatedNetwork(trace_backbone(Net(PlainCat(), 64), Net.shape)))
+    (record,) = caplog.records
+    assert "`rlprune export` will refuse it: the network uses middle.what" in record.message
 
 
 # --- which point ships ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
+from torchvision.ops import StochasticDepth
 
 from rlprune.backbones import (
     ChannelGraph,
@@ -426,7 +427,7 @@ def test_grouped_convolutions_and_shared_followers() -> None:
     assert [layer.name for layer in graph.layers] == ["a"]
     assert graph.followers == (FollowerLayer("depthwise", None, 0, 4, (3, 3), (8, 8)),)
     grouped, image, _ = graph.fixed
-    assert grouped == FixedLayer("grouped", runs((0, 4), (0, 4)), 27 * 64, 27, 0)
+    assert grouped == FixedLayer("grouped", runs((None, 8)), 27 * 64, 27, 0)
     assert image == FixedLayer("image", runs((None, 6)), 9 * 64, 9, 6)  # reads no layer
 
 
@@ -506,6 +507,23 @@ def test_functional_dropout_still_follows_train_and_eval() -> None:
     assert torch.equal(result.module(images), expected)
     assert torch.equal(result.module.eval()(images), module.eval()(images))
     assert result.channels.fixed[0].in_sources == runs((0, 4))
+
+
+def test_stochastic_depth_still_follows_train_and_eval() -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(net.a(x))
+        return net.head(pooled(x + net.drop(F.relu(net.b(x)))))
+
+    parts = {"a": conv(3, 4), "b": conv(4, 4), "drop": StochasticDepth(0.5, "row")}
+    module = Net(forward, **parts, head=nn.Linear(4, 2)).train()
+    result = trace_backbone(module, (3, 8, 8))
+    images = torch.randn(8, 3, 8, 8)
+    torch.manual_seed(1)
+    expected = module(images)
+    torch.manual_seed(1)
+    assert torch.equal(result.module(images), expected)
+    assert torch.equal(result.module.eval()(images), module.eval()(images))
+    assert not torch.equal(expected, module(images))
 
 
 def test_optional_arguments_keep_their_defaults() -> None:
