@@ -14,7 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from rlprune.backbones.flow import Flow, derive_flow, holds_tensors, tensor_shape, whole
+from rlprune.backbones.flow import (
+    Flow,
+    derive_flow,
+    holds_tensors,
+    qualified_name,
+    tensor_shape,
+    whole,
+)
 from rlprune.backbones.graph import (
     ChannelGraph,
     ChannelSource,
@@ -40,11 +47,17 @@ _MIXING = frozenset(
     )
 )
 """Operations that compute new channels out of all channels, as a layer does."""
+_THE_SAME = ("timm.layers.linear.Linear", "timm.models.layers.linear.Linear")
+"""Subclasses whose forward is another only for TorchScript; timm need not be installed."""
 
 
 def is_plain(module: nn.Module | None, kind: type[_Kind]) -> TypeGuard[_Kind]:
     """Whether ``module`` computes what ``kind`` computes (a subclass may not)."""
-    if not isinstance(module, kind) or type(module).forward is not kind.forward:
+    if not isinstance(module, kind):
+        return False
+    if qualified_name(module) in _THE_SAME:
+        return True
+    if type(module).forward is not kind.forward:
         return False
     inner = "_conv_forward"
     return getattr(type(module), inner, None) is getattr(kind, inner, None)
@@ -307,11 +320,14 @@ class _Finder:
         self._set_whole(node)
 
     def _visit_batch_norm(self, node: fx.Node, norm: nn.BatchNorm2d) -> None:
-        """A BatchNorm2d that cannot be folded: a scale and a shift at every pixel."""
-        flow = self._read_channels(node, norm.num_features)
-        self._join(flow)
+        """A BatchNorm2d that cannot be folded: a scale and a shift at every pixel.
+
+        Of all channels: what is pruned is zero before it, and the channel's shift behind it.
+        """
+        self._join(self._input_flow(node))
+        read = whole(norm.num_features)
         numbers = 2 if norm.affine or norm.track_running_stats else 0
-        self._count(node, norm, flow, math.prod(_image_size(node)), numbers, 0)
+        self._count(node, norm, read, math.prod(_image_size(node)), numbers, 0)
         self._set_whole(node)
 
     def _count_opaque(self, node: fx.Node, module: nn.Module) -> None:

@@ -151,8 +151,13 @@ def drops_branches(module: nn.Module | None) -> bool:
 
     Such modules of torchvision and timm are known by name, since neither need be installed.
     """
+    return qualified_name(module) in _BRANCH_DROPS
+
+
+def qualified_name(module: nn.Module | None) -> str:
+    """Of its class, such as "torch.nn.modules.conv.Conv2d"."""
     kind = type(module)
-    return f"{kind.__module__}.{kind.__qualname__}" in _BRANCH_DROPS
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 _Rule = Callable[[fx.Node, Flows], Flow | None]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from rlprune.backbones.find import find_channels, is_plain
-from rlprune.backbones.flow import drops_branches, record_shape, tensor_shape
+from rlprune.backbones.flow import drops_branches, qualified_name, record_shape, tensor_shape
 from rlprune.backbones.graph import TracedBackbone
 from rlprune.errors import BackboneError
 
@@ -21,6 +21,11 @@ _DROPOUTS: dict[Any, type[nn.Dropout] | type[nn.Dropout2d]] = {
     F.dropout: nn.Dropout,
     F.dropout2d: nn.Dropout2d,
 }
+_NORMS_WITH_ACTIVATION = (
+    "timm.layers.norm_act.BatchNormAct2d",
+    "timm.models.layers.norm_act.BatchNormAct2d",  # before timm 0.9
+)
+"""BatchNorm2d, then ``drop``, then ``act``: known by name, since timm need not be installed."""
 _TRACE_REMEDY = (
     "torch.fx must be able to follow forward: no if, for, len() or int() on values or sizes "
     "of tensors. Rewrite that code, or move it into a function registered with torch.fx.wrap."
@@ -34,7 +39,8 @@ def trace_backbone(
 
     The network is traced in evaluation mode; its parameters, its buffers and its training
     flags are left as they were. ``F.dropout`` and ``F.dropout2d`` become modules, so that
-    they still follow ``train()`` and ``eval()`` in the traced network.
+    they still follow ``train()`` and ``eval()`` in the traced network. timm's BatchNorm with
+    activation becomes three modules.
 
     Args:
         module: network from images [B, C, H, W] to class scores [B, num_classes].
@@ -52,9 +58,9 @@ def trace_backbone(
     with _evaluating(module):
         graph = _symbolic_graph(module)
         traced = fx.GraphModule(module, graph, class_name=network)
-        dropouts = _make_dropouts_modules(traced)
+        made = [*_make_dropouts_modules(traced), *_make_norms_plain(traced)]
         _propagate_shapes(traced, input_shape, network)
-    for new in (traced, *dropouts):  # all other modules are the network's own
+    for new in (traced, *made):  # all other modules are the network's own
         new.training = module.training
     width = _output_width(traced, network, num_classes)
     return TracedBackbone(traced, find_channels(traced, input_shape, width, network))
@@ -102,11 +108,36 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         """Trace a call of ``m`` and remember where tracing failed."""
         try:
+            if _norm_with_activation(m):
+                name = self.path_of_module(m)
+                value = self.create_proxy("call_module", name, args, kwargs)
+                return m.get_submodule("act")(m.get_submodule("drop")(value))
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             if self.failed is None:
                 self.failed = (self.path_of_module(m), m)
             raise
+
+
+def _norm_with_activation(module: nn.Module) -> bool:
+    return qualified_name(module) in _NORMS_WITH_ACTIVATION
+
+
+def _make_norms_plain(traced: fx.GraphModule) -> list[nn.Module]:
+    """Puts a BatchNorm2d with the same parameters and statistics where one had an activation."""
+    made: list[nn.Module] = []
+    for name, norm in list(traced.named_modules()):
+        if not isinstance(norm, nn.BatchNorm2d) or not _norm_with_activation(norm):
+            continue
+        settings = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        plain = nn.BatchNorm2d(norm.num_features, *settings)
+        plain._parameters, plain._buffers = norm._parameters, norm._buffers
+        for part in ("drop", "act"):
+            plain.add_module(part, norm.get_submodule(part))
+        parent, _, leaf = name.rpartition(".")
+        setattr(traced.get_submodule(parent), leaf, plain)
+        made.append(plain)
+    return made
 
 
 def _symbolic_graph(module: nn.Module) -> fx.Graph:

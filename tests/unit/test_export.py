@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -558,6 +559,27 @@ def test_torchvisions_networks(network: str, tmp_path: Path) -> None:
     torch.manual_seed(0)  # of some weights one image in some thousands rounds to another count
     setting = Setting(rank=4, width_affine=True, boosted=True, compute_max=0.6)
     case = Case(get_model(network, num_classes=10), (3, 64, 64), setting)
+    images = case.images(3)
+    assert_same(case.model(tmp_path / "m.safetensors"), images, case.expected(images))
+    gate = case.expected(images[:1]).gate
+    assert count_numbers(case) == int(gate.parameters()[0]) - both_biases(case)
+
+
+@pytest.mark.parametrize("network", ["efficientnet_b0", "mobilenetv4_conv_small", "regnetx_002"])
+def test_timms_networks(network: str, tmp_path: Path) -> None:
+    """BatchNorms with activations, layers of its own, stochastic depth; training included."""
+    timm = pytest.importorskip("timm", reason="needs: pip install timm")
+    torch.manual_seed(0)
+    own = timm.create_model(network, num_classes=10).train()
+    images = torch.randn(4, 3, 64, 64)
+    traced = trace_backbone(copy.deepcopy(own), (3, 64, 64)).module
+    torch.manual_seed(1)
+    expected = own(images)
+    torch.manual_seed(1)
+    assert torch.equal(traced(images), expected)
+    statistics = dict(own.named_buffers())
+    assert all(torch.equal(value, statistics[name]) for name, value in traced.named_buffers())
+    case = Case(own, (3, 64, 64), Setting(rank=4, compute_max=0.6))
     images = case.images(3)
     assert_same(case.model(tmp_path / "m.safetensors"), images, case.expected(images))
     gate = case.expected(images[:1]).gate
