@@ -1,4 +1,8 @@
-"""BatchNorm over a batch of which every process has only its share.
+"""BatchNorm in pruned networks, and over a batch of which every process has only its share.
+
+Running statistics: a channel that no image of a batch keeps is zero, and its variance would
+fall to nothing while others are trained. The first image that keeps it would then be
+multiplied by 1 / sqrt(eps) = 316 in every layer.
 
 torch's own SyncBatchNorm refuses tensors that are not on an accelerator; here are the same
 formulas for any device.
@@ -8,10 +12,11 @@ Legend: N images of this process, C channels, n numbers per channel in the whole
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rlprune.replicas import ALONE, Replicas
 
@@ -23,6 +28,63 @@ def _shape(x: Tensor) -> tuple[int, ...]:
 
 def _all_but_channels(x: Tensor) -> list[int]:
     return [0, *range(2, x.dim())]
+
+
+class Statistics(NamedTuple):
+    """Running statistics of a BatchNorm, put aside during a batch.
+
+    Attributes:
+        mean, variance: [C].
+        unseen: bool [C], channels that no image of the batch has.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    unseen: Tensor
+
+
+def put_aside(norm: _BatchNorm, seen: Tensor) -> Statistics | None:
+    """Has the next call in training change copies of the statistics; None: it changes none.
+
+    Copies, since the gradient's pass needs what the call has left behind as it was.
+
+    Args:
+        norm: will be called once before :func:`take_over`.
+        seen: bool [C], channels that an image of this process's share has.
+    """
+    if not norm.training or norm.running_mean is None or norm.running_var is None:
+        return None
+    replicas: Replicas = getattr(norm, "replicas", ALONE)
+    aside = Statistics(norm.running_mean, norm.running_var, ~replicas.any(seen))
+    norm.running_mean, norm.running_var = aside.mean.clone(), aside.variance.clone()
+    return aside
+
+
+@torch.no_grad()
+def take_over(norm: _BatchNorm, aside: Statistics | None) -> None:
+    """The new statistics of all channels but those that no image had."""
+    if aside is not None:
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        norm.running_mean = aside.mean.copy_(torch.where(aside.unseen, aside.mean, mean))
+        norm.running_var = aside.variance.copy_(torch.where(aside.unseen, aside.variance, variance))
+
+
+def guard_statistics(norm: _BatchNorm) -> None:
+    """Does both around every call; a channel is seen where it is not zero in all images."""
+    norm.register_forward_pre_hook(_put_aside)
+    norm.register_forward_hook(_take_over)
+
+
+def _put_aside(norm: Any, given: tuple[Tensor, ...]) -> None:
+    if norm.training:
+        seen = given[0].detach().ne(0).transpose(0, 1).flatten(1).any(1)
+        norm.statistics_aside = put_aside(norm, seen)
+
+
+def _take_over(norm: Any, given: tuple[Tensor, ...], value: Tensor) -> None:
+    if norm.training:
+        take_over(norm, norm.statistics_aside)
+        norm.statistics_aside = None
 
 
 def batch_statistics(x: Tensor, replicas: Replicas) -> tuple[Tensor, Tensor, int]:

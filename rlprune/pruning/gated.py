@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rlprune.backbones.graph import ChannelGraph, FollowerLayer, PrunableLayer, TracedBackbone
 from rlprune.pruning.batch_channels import (
@@ -17,6 +18,7 @@ from rlprune.pruning.batch_channels import (
     normalize_part,
     put_back,
 )
+from rlprune.pruning.batch_norm import guard_statistics, put_aside, take_over
 from rlprune.pruning.design import GateDesign, pruned_share
 from rlprune.pruning.predictor import ImportancePredictor
 from rlprune.replicas import ALONE, Replicas
@@ -213,9 +215,14 @@ class FollowerConv(nn.Module):
     def forward(self, x: Tensor, gate: Gate) -> Tensor:
         """[B, C, H, W] -> [B, C, H', W']; masked channels are exactly zero."""
         y: Tensor = self.conv(x)
-        y = y if self.norm is None else self.norm(y)
         keep = gate.keep.get(self.layer.producer)
-        return y if keep is None else y * keep[:, :, None, None]
+        if keep is None:
+            return y if self.norm is None else self.norm(y)
+        if self.norm is not None:
+            aside = put_aside(self.norm, keep.any(0))
+            y = self.norm(y)
+            take_over(self.norm, aside)
+        return y * keep[:, :, None, None]
 
 
 class GatedNetwork(nn.Module):
@@ -252,6 +259,10 @@ class GatedNetwork(nn.Module):
             gated.append(self._replace(layer, GatedConv, gate_node))
         for follower in traced.channels.followers:
             self._replace(follower, FollowerConv, gate_node)
+        for fixed in traced.channels.fixed:
+            norm = self.body.get_submodule(fixed.name)
+            if isinstance(norm, _BatchNorm):
+                guard_statistics(norm)
         graph.lint()
         self.body.delete_all_unused_submodules()
         self.body.recompile()

@@ -262,6 +262,48 @@ def test_followers_are_masked_behind_their_batch_norm() -> None:
     assert (out[0][~masks[1]] == 0.0).all()
 
 
+class Preactivated(nn.Module):
+    """A convolution, and a BatchNorm of its own before the next one (DenseNet)."""
+
+    shape = (1, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.classifier = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(F.relu(self.norm(F.relu(self.first(x)))))
+        return self.classifier(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "producer", "norm"),
+    [(InvertedResidual, 1, "depthwise"), (Preactivated, 0, "norm")],
+)
+def test_statistics_of_a_channel_that_no_image_keeps_stay(
+    backbone: type[nn.Module], producer: int, norm: str
+) -> None:
+    """They would fall to nothing, and the channel would be blown up when it is kept again."""
+    torch.manual_seed(0)
+    network = gated(backbone()).train()
+    masks = {
+        layer.index: torch.ones(5, layer.out_channels, dtype=torch.bool)
+        for layer in network.channels.layers
+    }
+    masks[producer][:, 2] = False
+    masks[producer][1:, 1] = False  # one image keeps it
+    found = network.body.get_submodule(norm)
+    batch_norm = found if isinstance(found, nn.BatchNorm2d) else found.norm
+    for _ in range(100):
+        network(torch.randn(5, *backbone.shape), GivenMasks(masks))
+    assert batch_norm.running_mean[2] == 0.0 and batch_norm.running_var[2] == 1.0
+    assert (batch_norm.running_var[[0, 1, 3]] < 0.9).all()
+    assert (batch_norm.running_mean[[0, 1, 3]] != 0.0).all()
+    assert int(batch_norm.num_batches_tracked) == 100
+
+
 def test_each_image_has_masks_of_its_own() -> None:
     """A batch under masks gives what its images give alone."""
     network = gated(Residual([4, 5, 3]), seed=5)
