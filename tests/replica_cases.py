@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from rlprune.agents.networks import RuntimeAgent, StaticAgent
 from rlprune.config import config_from_dict
@@ -69,7 +70,7 @@ def config_of(case: Case) -> Any:
     return config_from_dict(
         {
             "data": {"name": "digits", "max_train_images": 230},
-            "backbone": {"name": case.backbone, "width": 0.25},
+            "backbone": _backbone(case),
             "agents": {"hidden": 8},
             "budgets": {
                 "compute_mean": 0.5 if means else None,
@@ -87,6 +88,29 @@ def config_of(case: Case) -> Any:
             },
         }
     )
+
+
+def _backbone(case: Case) -> dict[str, Any]:
+    if ":" in case.backbone:
+        return {"factory": case.backbone}
+    return {"name": case.backbone, "width": 0.25}
+
+
+class Branches(nn.Module):
+    """Branches that are dropped image by image and for a whole batch; a BatchNorm of its own."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8)
+        self.left, self.right = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.rows, self.batch = StochasticDepth(0.5, "row"), StochasticDepth(0.5, "batch")
+        self.dropout, self.classifier = nn.Dropout(0.5), nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(torch.relu(self.stem(x)))
+        x = x + self.rows(torch.relu(self.left(x)))
+        x = x + self.batch(torch.relu(self.right(x)))
+        return self.classifier(self.dropout(x.mean((2, 3))))
 
 
 def larger(images: ImageSet) -> ImageSet:

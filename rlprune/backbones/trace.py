@@ -58,10 +58,13 @@ def trace_backbone(
     with _evaluating(module):
         graph = _symbolic_graph(module)
         traced = fx.GraphModule(module, graph, class_name=network)
-        made = [*_make_dropouts_modules(traced), *_make_norms_plain(traced)]
+        _make_arguments_positional(traced)
+        dropouts, norms = _make_dropouts_modules(traced), _make_norms_plain(traced)
         _propagate_shapes(traced, input_shape, network)
-    for new in (traced, *made):  # all other modules are the network's own
+    for new in (traced, *dropouts):  # all other modules are the network's own
         new.training = module.training
+    for plain, norm in norms:
+        plain.training = norm.training
     width = _output_width(traced, network, num_classes)
     return TracedBackbone(traced, find_channels(traced, input_shape, width, network))
 
@@ -123,21 +126,43 @@ def _norm_with_activation(module: nn.Module) -> bool:
     return qualified_name(module) in _NORMS_WITH_ACTIVATION
 
 
-def _make_norms_plain(traced: fx.GraphModule) -> list[nn.Module]:
-    """Puts a BatchNorm2d with the same parameters and statistics where one had an activation."""
-    made: list[nn.Module] = []
+def _make_norms_plain(traced: fx.GraphModule) -> list[tuple[nn.Module, nn.Module]]:
+    """Puts a BatchNorm2d with the same parameters and statistics where one had an activation.
+
+    Returns:
+        The new modules and those that they stand for.
+    """
+    made: list[tuple[nn.Module, nn.Module]] = []
     for name, norm in list(traced.named_modules()):
         if not isinstance(norm, nn.BatchNorm2d) or not _norm_with_activation(norm):
             continue
         settings = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         plain = nn.BatchNorm2d(norm.num_features, *settings)
         plain._parameters, plain._buffers = norm._parameters, norm._buffers
+        traced.set_submodule(name, plain)
         for part in ("drop", "act"):
-            plain.add_module(part, norm.get_submodule(part))
-        parent, _, leaf = name.rpartition(".")
-        setattr(traced.get_submodule(parent), leaf, plain)
-        made.append(plain)
+            traced.add_submodule(f"{name}_{part}", norm.get_submodule(part))
+            _rename(traced.graph, f"{name}.{part}", f"{name}_{part}")
+        made.append((plain, norm))
+    traced.recompile()
     return made
+
+
+def _rename(graph: fx.Graph, before: str, now: str) -> None:
+    """Of a module and all inside it."""
+    for node in graph.nodes:
+        if node.op == "call_module" and f"{node.target}.".startswith(f"{before}."):
+            node.target = now + str(node.target)[len(before) :]
+
+
+def _make_arguments_positional(traced: fx.GraphModule) -> None:
+    """``layer(input=x)`` becomes ``layer(x)``: who reads what is told by position."""
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and node.kwargs:
+            forward = inspect.signature(traced.get_submodule(str(node.target)).forward)
+            bound = forward.bind(*node.args, **node.kwargs)
+            node.args, node.kwargs = bound.args, bound.kwargs
+    traced.recompile()
 
 
 def _symbolic_graph(module: nn.Module) -> fx.Graph:

@@ -3,6 +3,6 @@
 The files are read and run by :mod:`rlprune.deploy`, which needs none of this.
 """
 
-from rlprune.export.make import Pixels, Shipped, ship, why_unshippable
+from rlprune.export.make import Pixels, Shipped, ship
 
-__all__ = ["Pixels", "Shipped", "ship", "why_unshippable"]
+__all__ = ["Pixels", "Shipped", "ship"]

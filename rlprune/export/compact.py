@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rlprune.agents.networks import RuntimeAgent
+from rlprune.capture import input_columns
 from rlprune.deploy.decide import CONTEXT
 from rlprune.deploy.layer import channel_columns
 from rlprune.deploy.spec import LayerSpec
-from rlprune.export.capture import input_columns
 from rlprune.pruning import GatedConv, signed_product
 
 

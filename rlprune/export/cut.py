@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlprune.agents.networks import runtime_agent_size
+from rlprune.capture import input_columns
 from rlprune.deploy.budget import Budget
 from rlprune.deploy.spec import CostSpec, LayerSpec, ModelSpec, Node, PolicySpec, Run
-from rlprune.export.capture import input_columns
 from rlprune.export.compact import smallest_type
 from rlprune.export.make import Shipped
 

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.agents.networks import RuntimeAgent
+from rlprune.capture import capture, zero_padding
 from rlprune.deploy.artifact import write_artifact
 from rlprune.deploy.numbers import stored_as
 from rlprune.deploy.spec import BudgetSpec, CostSpec, LayerSpec, ModelSpec, PolicySpec, Run
 from rlprune.errors import ArtifactError
-from rlprune.export.calls import zero_padding
-from rlprune.export.capture import capture
 from rlprune.export.compact import agent_tensors, layer_tensors
 from rlprune.mdp import PruningRules, StaticPlan
 from rlprune.pruning import EpisodeBudgets, GatedConv, GatedNetwork, permanent_mask
@@ -176,19 +175,6 @@ def _layer_spec(
 
 def _pair(value: tuple[int, ...]) -> tuple[int, int]:
     return int(value[0]), int(value[1])
-
-
-def why_unshippable(network: GatedNetwork) -> str | None:
-    """What :func:`ship` would refuse, whatever is pruned; None if nothing."""
-    modules = [layer for layer in network.layers if isinstance(layer, GatedConv)]
-    stored = [torch.arange(module.layer.out_channels) for module in modules]
-    try:
-        for module in modules:
-            _layer_spec(module, network, stored, module.layer.out_channels, True)
-        capture(network, stored)
-    except ArtifactError as error:
-        return str(error)
-    return None
 
 
 def _costs(

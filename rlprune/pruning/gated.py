@@ -185,7 +185,8 @@ class GatedConv(nn.Module):
         batches, not those in which a channel was seen.
         """
         averages = self.norm is not None and self.norm.training and self.norm.momentum is None
-        return self.conv.groups == 1 and not averages and isinstance(self.conv.padding, tuple)
+        padded = isinstance(self.conv.padding, tuple) and self.conv.padding_mode == "zeros"
+        return self.conv.groups == 1 and not averages and padded
 
     def _affine(
         self, y: Tensor, scale: Tensor, shift: Tensor, channels: Tensor | None = None

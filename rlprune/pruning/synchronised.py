@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from rlprune.backbones.flow import drops_branches
 from rlprune.errors import BackboneError
 from rlprune.pruning.batch_norm import (
     SynchronisedBatchNorm,
@@ -73,7 +74,7 @@ def synchronise(network: GatedNetwork, replicas: Replicas) -> None:
     for name, module in list(network.named_modules()):
         if isinstance(module, GatedConv):
             module.replicas = replicas
-        elif isinstance(module, _DropoutNd):
+        elif isinstance(module, _DropoutNd) or drops_branches(module):
             parent, _, leaf = name.rpartition(".")
             setattr(network.get_submodule(parent), leaf, SharedDropout(module, replicas))
         elif isinstance(module, _BatchNorm):

@@ -19,7 +19,8 @@ from rlprune.data import ImageSet
 from rlprune.errors import CheckpointError
 from rlprune.training.program import TrialProgram
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: trained without the stochastic depth that a network has."""
 
 
 def images_digest(images: ImageSet) -> str:

@@ -25,7 +25,7 @@ from rlprune.training.cluster import private_ray
 from rlprune.training.log import TrainingLog
 from rlprune.training.progress import Interrupted, Reporter, Values
 from rlprune.training.rows import result_row
-from rlprune.training.setup import setup_trial
+from rlprune.training.setup import network_of, setup_trial, warn_if_unshippable
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +200,7 @@ def run_trial(
 
     images = load_image_set(config.data, config.seed, progress=loading)
     setup_trial(config, images)
+    warn_if_unshippable(network_of(config, images))
     checkpoint = prepare_folder(config, folder.root, resume)
     watching = SessionReporter(inner, folder.root / "tensorboard")
     splits = (images.train, images.validation, images.test)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import logging
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ from rlprune.agents.networks import runtime_agent_size
 from rlprune.amounts import parse_budget
 from rlprune.backbones import build_backbone, trace_backbone
 from rlprune.backbones.graph import ChannelGraph
+from rlprune.capture import why_unshippable
 from rlprune.config import BackboneConfig, TrialConfig
 from rlprune.data import ImageSet
 from rlprune.errors import ConfigError, Problem
-from rlprune.export import why_unshippable
 from rlprune.mdp import PruningRules
 from rlprune.pruning import (
     PAPER,
@@ -223,7 +222,6 @@ def setup_trial(config: TrialConfig, images: ImageSet) -> TrialSetup:
     """
     check_packages(config.evaluation.baselines)
     network = network_of(config, images)
-    warn_if_unshippable(network)
     setup = TrialSetup.of(config, network.channels)
     setup.check_budgets()
     return setup
@@ -233,9 +231,5 @@ def warn_if_unshippable(network: GatedNetwork) -> None:
     """Says before anything is trained that the network can be pruned but not exported."""
     reason = why_unshippable(network)
     if reason is not None:
-        _warn_once(f"It can be trained and measured, but `rlprune export` will refuse it: {reason}")
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    _logger.warning(text)
+        text = "It can be trained and measured, but `rlprune export` will refuse it: %s"
+        _logger.warning(text, reason)

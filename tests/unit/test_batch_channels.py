@@ -83,6 +83,31 @@ def test_only_the_time_changes(
             assert torch.equal(buffers2[name][~seen], before[name][~seen])
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_edges_that_are_not_padded_with_zeros(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Circular(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(2, 6, 3, padding=1, padding_mode="circular")
+            self.second = nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular")
+            self.classifier = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.classifier(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+    Circular.shape = (2, 6, 6)
+    network = gated(Circular()).train(training)
+    images, masks = torch.randn(6, *Circular.shape), random_masks(network, 6, 0)
+    found = []
+    for worth_it in (-1.0, 2.0):  # never; wherever it can be
+        monkeypatch.setattr(batch_channels, "_WORTH_IT", worth_it)
+        monkeypatch.setattr(batch_channels, "_LEAST_PIXELS", 0)
+        found.append(everything(copy.deepcopy(network), images, masks)[0])
+    torch.testing.assert_close(*found)
+
+
 def test_needed_channels_by_hand() -> None:
     layer = gated(ThreeLayers()).channels.layers[1]
     inputs = layer.in_channels

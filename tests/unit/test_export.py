@@ -19,10 +19,11 @@ from torchvision.models import get_model
 from torchvision.ops import StochasticDepth
 
 from rlprune.backbones import build_backbone, m_cifarnet, trace_backbone
+from rlprune.backbones.flow import drops_branches
+from rlprune.capture import why_unshippable
 from rlprune.config import BackboneConfig
 from rlprune.deploy import PrunedModel
 from rlprune.errors import ArtifactError, ConfigError
-from rlprune.export import why_unshippable
 from rlprune.export.select import Limits, choose
 from rlprune.pruning import GatedNetwork
 from rlprune.training.setup import warn_if_unshippable
@@ -506,7 +507,15 @@ LINES: dict[str, Callable[[], nn.Module]] = {
     ),
     "halves, shuffled": lambda: calls(12, shuffled, conv(6, 6), conv(3, 6)),
     "split in two sizes": lambda: calls(
-        4, lambda x, a: torch.split(F.relu(a(x)), [4, 2], dim=1)[0].mean((2, 3)), conv(6, 6)
+        4, lambda x, a: torch.split(tensor=F.relu(a(x)), split_size_or_sections=[4, 2], dim=1)[0]
+        .mean((2, 3)), conv(6, 6),
+    ),
+    "split by a method": lambda: calls(
+        4, lambda x, a: F.relu(a(x)).split(split_size=4, dim=1)[0].mean((2, 3)), conv(6, 6)
+    ),
+    "layers by name": lambda: calls(
+        5, lambda x, a, drop: drop(input=F.relu(a(input=x))).mean((2, 3)), conv(6, 5),
+        nn.Dropout(0.5),
     ),
     "grouped behind a layer": lambda: calls(
         4, lambda x, a, b: F.relu(b(F.relu(a(x)))).mean((2, 3)),
@@ -570,15 +579,20 @@ def test_timms_networks(network: str, tmp_path: Path) -> None:
     """BatchNorms with activations, layers of its own, stochastic depth; training included."""
     timm = pytest.importorskip("timm", reason="needs: pip install timm")
     torch.manual_seed(0)
-    own = timm.create_model(network, num_classes=10).train()
+    drops = {"drop_path_rate": 0.3, "drop_rate": 0.3} if network == "efficientnet_b0" else {}
+    own = timm.create_model(network, num_classes=10, **drops).train()
+    frozen = next(m for m in own.modules() if isinstance(m, nn.BatchNorm2d)).eval()
     images = torch.randn(4, 3, 64, 64)
     traced = trace_backbone(copy.deepcopy(own), (3, 64, 64)).module
+    assert sum(map(drops_branches, traced.modules())) == (9 if drops else 0)
+    assert [frozen.training, traced.training] == [False, True]
     torch.manual_seed(1)
     expected = own(images)
     torch.manual_seed(1)
     assert torch.equal(traced(images), expected)
-    statistics = dict(own.named_buffers())
-    assert all(torch.equal(value, statistics[name]) for name, value in traced.named_buffers())
+    statistics, found = dict(own.named_buffers()), dict(traced.named_buffers())
+    assert set(found) == set(statistics)
+    assert all(torch.equal(value, statistics[name]) for name, value in found.items())
     case = Case(own, (3, 64, 64), Setting(rank=4, compute_max=0.6))
     images = case.images(3)
     assert_same(case.model(tmp_path / "m.safetensors"), images, case.expected(images))
@@ -607,6 +621,13 @@ def overwritten(x: Tensor, a: nn.Module) -> Tensor:
     return y.flatten(2).relu_().mean(2) + y.mean((2, 3))
 
 
+def overwritten_half(x: Tensor, a: nn.Module) -> Tensor:
+    y = a(x)
+    left, _ = torch.chunk(input=y, chunks=2, dim=1)
+    left.add_(1.0)
+    return y.mean((2, 3))
+
+
 class Weighted(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -626,6 +647,7 @@ class Weighted(nn.Module):
         (Attention(), "scaled_dot_product_attention"),
         (Weighted(), r"weight"),
         (Calls(overwritten, conv(6, 6)), "relu_, which overwrites what .* still shows"),
+        (Calls(overwritten_half, conv(6, 6)), "add_, which overwrites what .* still shows"),
         (Normed(Calls(lambda x, a: a(x).unbind(2)[0].unsqueeze(2), conv(6, 6))), "unbind"),
         (Normed(Calls(lambda x, a: a(x)[..., :1], conv(6, 6))), "the argument Ellipsis"),
         (Normed(nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular")), r"middle\.what: padding"),
@@ -640,10 +662,9 @@ def test_what_cannot_be_shipped_is_named(middle: nn.Module, named: str) -> None:
         Case(Net(middle, features), Net.shape, Setting())
 
 
-def test_it_is_said_once_before_anything_is_trained(caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(2):
-        net = Net(Normed(nn.GroupNorm(2, 6)), 6)
-        warn_if_unshippable(GatedNetwork(trace_backbone(net, Net.shape)))
+def test_it_is_said_before_anything_is_trained(caplog: pytest.LogCaptureFixture) -> None:
+    net = Net(Normed(nn.GroupNorm(2, 6)), 6)
+    warn_if_unshippable(GatedNetwork(trace_backbone(net, Net.shape)))
     warn_if_unshippable(GatedNetwork(trace_backbone(Net(PlainCat(), 64), Net.shape)))
     (record,) = caplog.records
     assert "`rlprune export` will refuse it: the network uses middle.what" in record.message

@@ -38,10 +38,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mdp": {*_BASE, "backbones", "pruning"},
     "deploy": {"errors"},  # runs with torch alone
     "results": _BASE,
+    "capture": {*_BASE, "backbones", "pruning", "deploy"},
     "agents": {*_TORCH, "deploy", "results"},
     "report": {*_BASE, "results"},
-    "training": {*_TORCH, "deploy", "results", "agents", "report"},  # the picture of a training
-    "export": {*_TORCH, "deploy", "results", "agents", "training", ""},
+    "training": {
+        *_TORCH,
+        "deploy",
+        "results",
+        "agents",
+        "report",
+        "capture",
+    },  # the picture of a training
+    "export": {*_TORCH, "deploy", "results", "agents", "training", "capture", ""},
     "sweep": {*_TORCH, "deploy", "results", "agents", "training"},
     "jobs": {*_TORCH, "training", "sweep", ""},  # sweeps on a cluster
     "cli": {

@@ -23,6 +23,8 @@ CASES = [
     *(Case(phase) for phase in PHASES),
     Case("uniform", "resnet20"),
     Case("pretrain", "mobilenet_v2"),  # depthwise convolutions, elementwise dropout
+    Case("pretrain", "tests.replica_cases:Branches"),
+    Case("uniform", "tests.replica_cases:Branches"),
     Case("pretrain", double=False),
     Case("uniform", double=False),
 ]

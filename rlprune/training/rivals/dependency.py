@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.backbones import build_backbone
+from rlprune.errors import BackboneError
 from rlprune.pruning import GatedConv, GatedNetwork
 from rlprune.pruning.gated import FollowerConv
 from rlprune.training.rivals.bench import Bench, Fitted
@@ -46,7 +47,15 @@ def plain_backbone(setup: TrialSetup, network: GatedNetwork, classes: int) -> nn
     for name, value in network.body.state_dict().items():
         if not name.startswith(gated):
             own[name] = value
-    module.load_state_dict({name: value.detach().cpu().clone() for name, value in own.items()})
+    for name in [name for name in own if name.endswith(".bias")]:  # a gate's shift, here a bias
+        layer = module.get_submodule(name.removesuffix(".bias"))
+        if layer._parameters.get("bias", 0) is None:
+            layer.register_parameter("bias", nn.Parameter(torch.zeros_like(own[name])))
+    state = {name: value.detach().cpu().clone() for name, value in own.items()}
+    found = module.load_state_dict(state, strict=False)
+    # What evaluation does not call (GoogLeNet's other classifiers) is not in the gated network.
+    if found.unexpected_keys:
+        raise BackboneError(f"{NAME}: the network has no {', '.join(found.unexpected_keys[:5])}.")
     return module.eval()
 
 
@@ -81,7 +90,13 @@ def group_scores(setup: TrialSetup, module: nn.Module) -> tuple[Tensor, ...]:
     tp = cast(Any, importlib.import_module("torch_pruning"))
     importance = tp.importance.GroupMagnitudeImportance(p=2)
     graph = tp.DependencyGraph()
-    graph.build_dependency(module, example_inputs=torch.zeros(1, *setup.graph.input_shape))
+    try:
+        graph.build_dependency(module, example_inputs=torch.zeros(1, *setup.graph.input_shape))
+    except Exception as error:  # whatever the package fails at
+        raise BackboneError(
+            f"{NAME}: Torch-Pruning cannot take {type(module).__name__} apart "
+            f"({type(error).__name__}: {error}). Take it out of evaluation.baselines."
+        ) from error
     classifiers = [
         module.get_submodule(fixed.name)
         for fixed in setup.graph.fixed

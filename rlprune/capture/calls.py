@@ -76,15 +76,23 @@ def operation_of(node: fx.Node) -> str:
 def plain_arguments(node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
     """Arguments with the tensor first, and a shape as one list."""
     args, options = list(node.args), {k: v for k, v in node.kwargs.items() if k != "inplace"}
-    for name in ("input", "tensors", "self"):
+    for name in ("input", "tensors", "tensor", "self"):
         if name in options:
             args.insert(0, options.pop(name))
+    if "split_size" in options:  # the method's name for it
+        options["split_size_or_sections"] = options.pop("split_size")
     if node.target is getattr:  # x.shape
         return args[:1], {}
     spread = node.target in ("view", "reshape", "permute") and len(args) > 1
     if spread and (len(args) > 2 or isinstance(args[1], int)):
         args[1:] = [args[1:]]
     return args, options
+
+
+def operand(node: fx.Node) -> fx.Node | None:
+    """The value that a call is about, by position or by name; None where it is not one value."""
+    first = plain_arguments(node)[0][:1]
+    return first[0] if first and isinstance(first[0], fx.Node) else None
 
 
 def without_inplace(name: str, args: list[Any]) -> list[Any]:
@@ -94,8 +102,8 @@ def without_inplace(name: str, args: list[Any]) -> list[Any]:
 
 
 def writes(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether the operation overwrites its first argument."""
-    if not node.args or not isinstance(node.args[0], fx.Node):
+    """Whether the operation overwrites its operand."""
+    if operand(node) is None:
         return False
     if module is not None:
         return getattr(module, "inplace", False) is True

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from rlprune.backbones.flow import Flow, derive_flow, drops_branches, tensor_shape, whole
 from rlprune.backbones.graph import ChannelSource
-from rlprune.deploy.spec import Node, Run
-from rlprune.export.calls import (
+from rlprune.capture.calls import (
     module_call,
+    operand,
     operation_of,
     plain_arguments,
     unknown,
@@ -27,6 +27,7 @@ from rlprune.export.calls import (
     writes,
     zero_padding,
 )
+from rlprune.deploy.spec import Node, Run
 from rlprune.pruning import GatedConv, GatedNetwork
 from rlprune.pruning.gated import FollowerConv
 
@@ -222,10 +223,11 @@ class _Walk:
 
     def _other(self, node: fx.Node, module: nn.Module | None) -> None:
         flow = derive_flow(node, module, self._flows)
-        if self._does_nothing(node, module):
-            self._alias(node, node.args[0])  # type: ignore[arg-type]
+        about = operand(node)
+        if about is not None and self._does_nothing(node, module):
+            self._alias(node, about)
             if node.target != "clone":
-                self._memory[node] = self._home(node.args[0])
+                self._memory[node] = self._home(about)
             return
         name, args, kwargs = self._called(node, module, flow)
         self._emit(node, "call", name, args, kwargs)
@@ -234,10 +236,10 @@ class _Walk:
             self._flows[node] = flow
         elif shape is not None:
             self._flows[node] = whole(_width(node))
-        if name in _VIEWS and node.args:
-            self._memory[node] = self._home(node.args[0])
-        if writes(node, module) and node.args[0] in self._at:
-            self._write(node, node.args[0])  # type: ignore[arg-type]
+        if about is not None and name in _VIEWS:
+            self._memory[node] = self._home(about)
+        if about in self._at and writes(node, module):
+            self._write(node, about)
 
     @staticmethod
     def _does_nothing(node: fx.Node, module: nn.Module | None) -> bool:
@@ -274,22 +276,22 @@ class _Walk:
         home: fx.Node = self._memory.get(value, value)
         return home
 
-    def _write(self, node: fx.Node, operand: fx.Node) -> None:
+    def _write(self, node: fx.Node, about: fx.Node) -> None:
         """An operation in place changes its operand for all who read it later.
 
         Raises:
             ArtifactError: other views of the same memory are read later.
         """
-        home, now = self._home(operand), self._order[node]
+        home, now = self._home(about), self._order[node]
         for other in self._at:
-            shares = other not in (node, operand) and self._home(other) is home
+            shares = other not in (node, about) and self._home(other) is home
             if shares and any(self._order[reader] > now for reader in other.users):
                 raise unknown(f"{node.name}, which overwrites what {other.name} still shows")
         self._memory[node] = home
-        self._at[operand] = self._at[node]
-        self._whole.pop(operand, None)
+        self._at[about] = self._at[node]
+        self._whole.pop(about, None)
         if node in self._flows:
-            self._flows[operand] = self._flows[node]
+            self._flows[about] = self._flows[node]
 
 
 def input_columns(
