@@ -40,8 +40,9 @@ class PrunableLayer:
         in_channels, out_channels: C_in and C.
         kernel_size, stride: (height, width).
         out_size: (H', W') at the traced input size.
-        joins_stream: True where some consumer adds its output to another tensor, so that
-            the stream behind keeps all C channels and a stored channel needs an index.
+        joins_stream: True where some consumer needs every channel at its place (it adds the
+            output to another tensor, is a grouped convolution or a BatchNorm of its own),
+            so that all C channels are there behind and a stored channel needs an index.
     """
 
     index: int

@@ -23,6 +23,7 @@ CASES = [
     *(Case(phase) for phase in PHASES),
     Case("uniform", "resnet20"),
     Case("pretrain", "mobilenet_v2"),  # depthwise convolutions, elementwise dropout
+    Case("uniform", "mobilenet_v2"),
     Case("pretrain", "tests.replica_cases:Branches"),
     Case("uniform", "tests.replica_cases:Branches"),
     Case("pretrain", double=False),

@@ -13,7 +13,7 @@ from torch import nn
 
 from rlprune.backbones import build_backbone, trace_backbone
 from rlprune.config import config_from_dict
-from rlprune.errors import ConfigError
+from rlprune.errors import BackboneError, ConfigError
 from rlprune.pruning import GatedNetwork
 from rlprune.training import setup as trial_setup
 from rlprune.training.cnn import CnnSchedule, CnnTrainer
@@ -178,8 +178,11 @@ def test_slimming_has_one_threshold_for_all_layers() -> None:
 # --- Torch-Pruning --------------------------------------------------------------------------
 
 
-def backbone_trial(name: str, width: float) -> tuple[TrialSetup, GatedNetwork]:
-    config = config_from_dict({"backbone": {"name": name, "width": width}})
+def backbone_trial(
+    name: str = "m_cifarnet", width: float = 1.0, factory: str | None = None
+) -> tuple[TrialSetup, GatedNetwork]:
+    backbone = {"name": name, "width": width, "factory": factory}
+    config = config_from_dict({"backbone": backbone})
     torch.manual_seed(0)
     shape = (3, 16, 16)
     network = GatedNetwork(trace_backbone(build_backbone(config.backbone, 10, shape), shape, 10))
@@ -239,6 +242,41 @@ def test_groups_are_pruned_within_the_budgets(name: str, width: float) -> None:
     assert gate.macs().max() <= point.compute_max
     assert gate.storage_bytes().max() <= point.storage_bytes
     assert (gate.stored[0] < setup.costs.channels).any()
+
+
+class Unlike(nn.Module):
+    """A convolution without bias and BatchNorm, and a classifier that only training calls."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 6, 3, bias=False)
+        self.second = nn.Conv2d(6, 8, 3)
+        self.classifier, self.other = nn.Linear(8, num_classes), nn.Linear(8, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x).relu()).relu().mean((2, 3))
+        return self.classifier(x) + (self.other(x) if self.training else 0.0)
+
+
+def test_a_plain_backbone_of_other_layers() -> None:
+    setup, network = backbone_trial(factory="tests.unit.test_rivals_static:Unlike")
+    images = torch.randn(4, 3, 16, 16)
+    plain = dependency.plain_backbone(setup, network, 10)
+    torch.testing.assert_close(plain(images), network(images))
+    pytest.importorskip("torch_pruning")
+    assert all(score.isfinite().all() for score in dependency.group_scores(setup, plain))
+
+
+def test_what_the_package_cannot_take_apart_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    tp = pytest.importorskip("torch_pruning")
+
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    setup, network = backbone_trial("m_cifarnet", 0.1)
+    monkeypatch.setattr(tp.DependencyGraph, "build_dependency", fails)  # as with ShuffleNet
+    with pytest.raises(BackboneError, match=r"cannot take MCifarNet apart .*evaluation\.baselines"):
+        dependency.group_scores(setup, dependency.plain_backbone(setup, network, 10))
 
 
 def test_layers_of_one_stream_share_their_scores() -> None:
