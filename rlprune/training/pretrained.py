@@ -19,8 +19,9 @@ from rlprune.data import ImageSet
 from rlprune.errors import CheckpointError
 from rlprune.training.program import TrialProgram
 
-FORMAT_VERSION = 2
-"""1: trained without the stochastic depth that a network has."""
+FORMAT_VERSION = 1
+TRAINED_AS = 2
+"""What else decides on the weights; 1: without the stochastic depth that a network has."""
 
 
 def images_digest(images: ImageSet) -> str:
@@ -46,6 +47,7 @@ def pretrained_key(program: TrialProgram, digest_of_images: str) -> str | None:
         return None
     settings = {
         "format": FORMAT_VERSION,
+        "trained_as": TRAINED_AS,
         "images": digest_of_images,
         "seed": program.config.seed,
         "epochs": training.pretrain_epochs,
