@@ -50,8 +50,8 @@ else
 endif
 
 test-faults: $(STAMP)  ## More faults, also in the middle of a sweep on a cluster of cluster/local
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 -m fault tests/integration $(ARGS)
-	$(BIN)/python -m pytest --durations 10 $(FAULTS) $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 -m fault tests/integration
+	$(BIN)/python -m pytest --durations 10 $(FAULTS)
 
 test-cluster: $(STAMP)  ## Every fault on such a cluster: also the loss of the head and of machines
 	$(BIN)/python -m pytest --durations 15 tests/cluster $(ARGS)

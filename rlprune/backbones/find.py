@@ -18,6 +18,7 @@ from rlprune.backbones.flow import (
     Flow,
     derive_flow,
     holds_tensors,
+    operand,
     qualified_name,
     tensor_shape,
     whole,
@@ -228,11 +229,10 @@ class _Finder:
 
     def _spoil_operand(self, node: fx.Node) -> None:
         """An in-place operation changes its operand for all who read it later."""
-        while _writes_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
-            operand = node.args[0]
-            self._join(self._flows.get(operand))
-            self._set_whole(operand)
-            node = operand
+        while _writes_in_place(node, self._module(node)) and (value := operand(node)) is not None:
+            self._join(self._flows.get(value))
+            self._set_whole(value)
+            node = value
 
     def _visit_convolution(self, node: fx.Node, conv: nn.Conv2d) -> None:
         norm = self._norm_after(node)
@@ -399,7 +399,9 @@ def _is_image_like(node: fx.Node) -> bool:
     return shape is not None and len(shape) == 4
 
 
-def _writes_in_place(node: fx.Node) -> bool:
+def _writes_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is not None:
+        return getattr(module, "inplace", False) is True
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).startswith("_")
     if node.op == "call_function":

@@ -220,6 +220,12 @@ def _argument(node: fx.Node, position: int, *names: str) -> Any:
     return next((node.kwargs[name] for name in names if name in node.kwargs), None)
 
 
+def operand(node: fx.Node) -> fx.Node | None:
+    """The value that a call is about, by position or by name; None where it is not one value."""
+    value = _argument(node, 0, "input", "self", "tensor")
+    return value if isinstance(value, fx.Node) else None
+
+
 def _operand(node: fx.Node, flows: Flows) -> tuple[Flow, tuple[int, ...]] | None:
     """Flow and shape of the tensor that the operation is about."""
     value = _argument(node, 0, "input", "self")

@@ -133,6 +133,7 @@ def _make_norms_plain(traced: fx.GraphModule) -> list[tuple[nn.Module, nn.Module
         The new modules and those that they stand for.
     """
     made: list[tuple[nn.Module, nn.Module]] = []
+    names = {name for name, _ in traced.named_modules()}
     for name, norm in list(traced.named_modules()):
         if not isinstance(norm, nn.BatchNorm2d) or not _norm_with_activation(norm):
             continue
@@ -141,8 +142,11 @@ def _make_norms_plain(traced: fx.GraphModule) -> list[tuple[nn.Module, nn.Module
         plain._parameters, plain._buffers = norm._parameters, norm._buffers
         traced.set_submodule(name, plain)
         for part in ("drop", "act"):
-            traced.add_submodule(f"{name}_{part}", norm.get_submodule(part))
-            _rename(traced.graph, f"{name}.{part}", f"{name}_{part}")
+            new = f"{name}_{part}"
+            while new in names:
+                new += "_"
+            traced.add_submodule(new, norm.get_submodule(part))
+            _rename(traced.graph, f"{name}.{part}", new)
         made.append((plain, norm))
     traced.recompile()
     return made
@@ -160,7 +164,10 @@ def _make_arguments_positional(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         if node.op == "call_module" and node.kwargs:
             forward = inspect.signature(traced.get_submodule(str(node.target)).forward)
-            bound = forward.bind(*node.args, **node.kwargs)
+            try:
+                bound = forward.bind(*node.args, **node.kwargs)
+            except TypeError:
+                continue  # running the graph will say so
             node.args, node.kwargs = bound.args, bound.kwargs
     traced.recompile()
 

@@ -35,12 +35,12 @@ class Statistics(NamedTuple):
 
     Attributes:
         mean, variance: [C].
-        unseen: bool [C], channels that no image of the batch has.
+        seen: bool [C], channels that some image of the batch has.
     """
 
     mean: Tensor
     variance: Tensor
-    unseen: Tensor
+    seen: Tensor
 
 
 def put_aside(norm: _BatchNorm, seen: Tensor) -> Statistics | None:
@@ -50,40 +50,105 @@ def put_aside(norm: _BatchNorm, seen: Tensor) -> Statistics | None:
 
     Args:
         norm: will be called once before :func:`take_over`.
-        seen: bool [C], channels that an image of this process's share has.
+        seen: bool [C], channels that some image of the whole batch has.
     """
     if not norm.training or norm.running_mean is None or norm.running_var is None:
         return None
-    replicas: Replicas = getattr(norm, "replicas", ALONE)
-    aside = Statistics(norm.running_mean, norm.running_var, ~replicas.any(seen))
+    aside = Statistics(norm.running_mean, norm.running_var, seen)
     norm.running_mean, norm.running_var = aside.mean.clone(), aside.variance.clone()
     return aside
 
 
 @torch.no_grad()
-def take_over(norm: _BatchNorm, aside: Statistics | None) -> None:
-    """The new statistics of all channels but those that no image had."""
-    if aside is not None:
-        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-        norm.running_mean = aside.mean.copy_(torch.where(aside.unseen, aside.mean, mean))
-        norm.running_var = aside.variance.copy_(torch.where(aside.unseen, aside.variance, variance))
+def take_over(norm: _BatchNorm, aside: Statistics | None, mean_as_well: bool = True) -> None:
+    """The new statistics of all channels but those that no image had.
+
+    Args:
+        norm: has been called.
+        aside: from :func:`put_aside`.
+        mean_as_well: whether the means of those stay, too (where batches are averaged, they do).
+    """
+    if aside is None:
+        return
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    if norm.momentum is None:  # a plain average: of the batches that a channel was seen in
+        mean, variance = _averages(norm, aside, (mean, variance))
+        mean_as_well = True
+    new = torch.where(aside.seen, mean, aside.mean) if mean_as_well else mean
+    norm.running_mean = aside.mean.copy_(new)
+    norm.running_var = aside.variance.copy_(torch.where(aside.seen, variance, aside.variance))
+
+
+def _averages(norm: Any, aside: Statistics, found: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """BatchNorm has moved by 1 / batches; a channel moves by 1 / (batches that it was in)."""
+    batches = int(norm.num_batches_tracked)
+    if batches == 1 or getattr(norm, "seen_batches", None) is None:
+        norm.seen_batches = torch.zeros_like(aside.mean)
+    norm.seen_batches += aside.seen
+    farther = batches / norm.seen_batches.clamp(min=1.0)
+    before = (aside.mean, aside.variance)
+    return [
+        torch.where(farther == 1.0, new, old + (new - old) * farther)
+        for old, new in zip(before, found, strict=True)
+    ]
+
+
+class Trained(NamedTuple):
+    """Statistics of a BatchNorm before they are estimated anew.
+
+    Attributes:
+        mean, variance: [C]; None: it has none.
+    """
+
+    mean: Tensor | None
+    variance: Tensor | None
+
+
+def begin_estimate(norm: Any) -> Trained:
+    """Forgets the statistics; the next batches are averaged."""
+    kept = [value if value is None else value.clone() for value in _statistics_of(norm)]
+    norm.reset_running_stats()
+    norm.momentum, norm.seen_batches = None, None
+    return Trained(*kept)
+
+
+@torch.no_grad()
+def end_estimate(norm: Any, trained: Trained, momentum: float | None) -> None:
+    """A channel that was in no batch has the statistics of before."""
+    norm.momentum = momentum
+    if norm.seen_batches is None or trained.mean is None or trained.variance is None:
+        return
+    unseen = norm.seen_batches == 0
+    norm.running_mean.copy_(torch.where(unseen, trained.mean, norm.running_mean))
+    norm.running_var.copy_(torch.where(unseen, trained.variance, norm.running_var))
+
+
+def _statistics_of(norm: Any) -> tuple[Tensor | None, Tensor | None]:
+    return norm.running_mean, norm.running_var
 
 
 def guard_statistics(norm: _BatchNorm) -> None:
-    """Does both around every call; a channel is seen where it is not zero in all images."""
+    """Keeps the variance of a channel that is constant over a batch, as pruned ones are.
+
+    For norms that do not know the masks. The mean moves: a channel may be constant without
+    being pruned, and must then come out as in training.
+    """
     norm.register_forward_pre_hook(_put_aside)
     norm.register_forward_hook(_take_over)
 
 
+@torch.no_grad()
 def _put_aside(norm: Any, given: tuple[Tensor, ...]) -> None:
     if norm.training:
-        seen = given[0].detach().ne(0).transpose(0, 1).flatten(1).any(1)
-        norm.statistics_aside = put_aside(norm, seen)
+        low, high = given[0].transpose(0, 1).flatten(1).aminmax(dim=1)
+        found = getattr(norm, "replicas", ALONE).gather(torch.stack([low, -high]))
+        low, high = found.amin(0)
+        norm.statistics_aside = put_aside(norm, low < -high)
 
 
 def _take_over(norm: Any, given: tuple[Tensor, ...], value: Tensor) -> None:
     if norm.training:
-        take_over(norm, norm.statistics_aside)
+        take_over(norm, norm.statistics_aside, mean_as_well=False)
         norm.statistics_aside = None
 
 

@@ -219,11 +219,18 @@ class FollowerConv(nn.Module):
         keep = gate.keep.get(self.layer.producer)
         if keep is None:
             return y if self.norm is None else self.norm(y)
-        if self.norm is not None:
-            aside = put_aside(self.norm, keep.any(0))
-            y = self.norm(y)
-            take_over(self.norm, aside)
-        return y * keep[:, :, None, None]
+        return self._normalised(y, keep) * keep[:, :, None, None]
+
+    def _normalised(self, y: Tensor, keep: Tensor) -> Tensor:
+        if self.norm is None:
+            return y
+        aside = None
+        if self.norm.training:
+            replicas: Replicas = getattr(self.norm, "replicas", ALONE)
+            aside = put_aside(self.norm, replicas.any(keep.any(0)))
+        y = self.norm(y)
+        take_over(self.norm, aside)
+        return y
 
 
 class GatedNetwork(nn.Module):
@@ -260,9 +267,10 @@ class GatedNetwork(nn.Module):
             gated.append(self._replace(layer, GatedConv, gate_node))
         for follower in traced.channels.followers:
             self._replace(follower, FollowerConv, gate_node)
-        for fixed in traced.channels.fixed:
-            norm = self.body.get_submodule(fixed.name)
-            if isinstance(norm, _BatchNorm):
+        called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+        for name in sorted(called):
+            norm = self.body.get_submodule(name)
+            if isinstance(norm, _BatchNorm):  # those of gates are called by their gates
                 guard_statistics(norm)
         graph.lint()
         self.body.delete_all_unused_submodules()

@@ -23,6 +23,7 @@ from rlprune.data import (
 )
 from rlprune.errors import TrainingDivergedError
 from rlprune.pruning import Gate, GatedNetwork
+from rlprune.pruning.batch_norm import begin_estimate, end_estimate
 from rlprune.replicas import ALONE, Replicas, Share
 
 GateFactory = Callable[[Share, np.random.Generator], Gate]
@@ -358,12 +359,11 @@ def reestimate_batchnorm(
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
+    trained = [begin_estimate(norm) for norm in norms]
     rng = np.random.default_rng(seed)
     chosen = images.train.take(images.train.shuffled(rng)[:count])
     network.eval()
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
         norm.train()
     device = next(network.parameters()).device
     batches = iterate_batches(
@@ -371,6 +371,6 @@ def reestimate_batchnorm(
     )
     for batch, labels in batches:
         network(batch.to(device), None if gates is None else gates(len(labels)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    for norm, before, momentum in zip(norms, trained, momenta, strict=True):
+        end_estimate(norm, before, momentum)
         norm.eval()

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from rlprune.backbones import build_backbone, trace_backbone
 from rlprune.config import BackboneConfig
+from rlprune.data import ImageArrays, ImageSet
 from rlprune.pruning import Gate, GatedConv, GateDesign, GatedNetwork, signed_product
+from rlprune.training.cnn import reestimate_batchnorm
 from tests.physical import InvertedResidual, Residual, ThreeLayers, gated
 
 
@@ -278,9 +281,27 @@ class Preactivated(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
+class Shuffled(nn.Module):
+    """A depthwise convolution behind channels that have changed places, and its BatchNorm."""
+
+    shape = (1, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1, groups=4, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.last, self.classifier = nn.Conv2d(4, 3, 1), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        x = x.view(-1, 2, 2, 2, 2).transpose(1, 2).transpose(1, 2).reshape(-1, 4, 2, 2)
+        x = self.last(F.relu(self.norm(self.depthwise(x))))
+        return self.classifier(x.mean((2, 3)))
+
+
 @pytest.mark.parametrize(
     ("backbone", "producer", "norm"),
-    [(InvertedResidual, 1, "depthwise"), (Preactivated, 0, "norm")],
+    [(InvertedResidual, 1, "depthwise"), (Preactivated, 0, "norm"), (Shuffled, 0, "norm")],
 )
 def test_statistics_of_a_channel_that_no_image_keeps_stay(
     backbone: type[nn.Module], producer: int, norm: str
@@ -302,6 +323,69 @@ def test_statistics_of_a_channel_that_no_image_keeps_stay(
     assert (batch_norm.running_var[[0, 1, 3]] < 0.9).all()
     assert (batch_norm.running_mean[[0, 1, 3]] != 0.0).all()
     assert int(batch_norm.num_batches_tracked) == 100
+
+
+def test_a_constant_channel_comes_out_as_in_training() -> None:
+    """Nothing is pruned; the first convolution is dead."""
+    network = gated(Preactivated()).train()
+    norm = network.body.get_submodule("norm")
+    with torch.no_grad():
+        network.layers[0].shift.fill_(-1e3)
+        norm.running_mean.fill_(0.7)
+        norm.bias.copy_(torch.arange(4.0))
+    for _ in range(300):
+        network(torch.randn(5, 1, 4, 4))
+    assert (norm.running_mean.abs() < 1e-6).all() and (norm.running_var == 1.0).all()
+    dead = torch.zeros(2, 4, 2, 2)
+    assert_close(norm(dead), norm.eval()(dead))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "producer", "norm"),
+    [(InvertedResidual, 1, "depthwise"), (Preactivated, 0, "norm")],
+)
+def test_estimated_anew_a_channel_has_the_average_of_its_batches(
+    backbone: type[nn.Module], producer: int, norm: str
+) -> None:
+    """Channel 2 is in no batch and keeps what was trained, channel 1 is in the last batch only."""
+    torch.manual_seed(0)
+    network = gated(backbone()).train()
+    found = network.body.get_submodule(norm)
+    batch_norm = found if isinstance(found, nn.BatchNorm2d) else found.norm
+    for _ in range(50):
+        network(torch.randn(5, *backbone.shape), GivenMasks(all_kept(network, 5)))
+    trained = batch_norm.running_mean.clone(), batch_norm.running_var.clone()
+    pixels = torch.rand(40, 4, 4)
+    images = ImageArrays((255 * pixels[:, None]).to(torch.uint8).numpy(), np.zeros(40, np.int64))
+    digits = ImageSet("d", images, images, images, ("a", "b"), (0.5,), (0.25,), "none")
+    gates = []
+
+    def gate(count: int) -> Gate:
+        masks = all_kept(network, count)
+        masks[producer][:, 2] = False
+        masks[producer][:, 1] = len(gates) == 3
+        gates.append(GivenMasks(masks))
+        return gates[-1]
+
+    reestimate_batchnorm(network, digits, gate, 40, 10, [0])
+    assert len(gates) == 4
+    every = batch_norm.running_var.clone()
+    assert batch_norm.running_mean[2] == trained[0][2]
+    assert batch_norm.running_var[2] == trained[1][2]
+    network.eval()
+    reestimate_batchnorm(
+        network, digits, lambda count: GivenMasks(all_kept(network, count)), 40, 10, [0]
+    )
+    assert 0.3 < float(every[1] / batch_norm.running_var[1]) < 3.0  # one batch, not a quarter of it
+    assert torch.equal(every[[0, 3]], batch_norm.running_var[[0, 3]])
+    assert batch_norm.momentum == 0.1 and not batch_norm.training
+
+
+def all_kept(network: GatedNetwork, count: int) -> dict[int, Tensor]:
+    return {
+        layer.index: torch.ones(count, layer.out_channels, dtype=torch.bool)
+        for layer in network.channels.layers
+    }
 
 
 def test_each_image_has_masks_of_its_own() -> None:

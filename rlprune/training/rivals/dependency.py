@@ -50,12 +50,16 @@ def plain_backbone(setup: TrialSetup, network: GatedNetwork, classes: int) -> nn
     for name in [name for name in own if name.endswith(".bias")]:  # a gate's shift, here a bias
         layer = module.get_submodule(name.removesuffix(".bias"))
         if layer._parameters.get("bias", 0) is None:
-            layer.register_parameter("bias", nn.Parameter(torch.zeros_like(own[name])))
+            layer.register_parameter(
+                "bias", nn.Parameter(torch.zeros_like(own[name], device="cpu"))
+            )
     state = {name: value.detach().cpu().clone() for name, value in own.items()}
     found = module.load_state_dict(state, strict=False)
     # What evaluation does not call (GoogLeNet's other classifiers) is not in the gated network.
-    if found.unexpected_keys:
-        raise BackboneError(f"{NAME}: the network has no {', '.join(found.unexpected_keys[:5])}.")
+    called = tuple(f"{n.target}." for n in network.body.graph.nodes if n.op == "call_module")
+    wrong = [*found.unexpected_keys, *(k for k in found.missing_keys if k.startswith(called))]
+    if wrong:
+        raise BackboneError(f"{NAME}: weights that do not fit the network: {', '.join(wrong[:5])}.")
     return module.eval()
 
 
