@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from rlprune.backbones.flow import operand
 from rlprune.deploy.operations import name_of
 from rlprune.errors import ArtifactError
 
@@ -87,12 +88,6 @@ def plain_arguments(node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
     if spread and (len(args) > 2 or isinstance(args[1], int)):
         args[1:] = [args[1:]]
     return args, options
-
-
-def operand(node: fx.Node) -> fx.Node | None:
-    """The value that a call is about, by position or by name; None where it is not one value."""
-    first = plain_arguments(node)[0][:1]
-    return first[0] if first and isinstance(first[0], fx.Node) else None
 
 
 def without_inplace(name: str, args: list[Any]) -> list[Any]:

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from rlprune.backbones.flow import Flow, derive_flow, drops_branches, tensor_shape, whole
+from rlprune.backbones.flow import Flow, derive_flow, drops_branches, operand, tensor_shape, whole
 from rlprune.backbones.graph import ChannelSource
 from rlprune.capture.calls import (
     module_call,
-    operand,
     operation_of,
     plain_arguments,
     unknown,

@@ -231,5 +231,5 @@ def warn_if_unshippable(network: GatedNetwork) -> None:
     """Says before anything is trained that the network can be pruned but not exported."""
     reason = why_unshippable(network)
     if reason is not None:
-        text = "It can be trained and measured, but `rlprune export` will refuse it: %s"
-        _logger.warning(text, reason)
+        text = "%s can be trained and measured, but `rlprune export` will refuse it: %s"
+        _logger.warning(text, type(network.body).__name__, reason)

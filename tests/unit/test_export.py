@@ -668,6 +668,7 @@ def test_it_is_said_before_anything_is_trained(caplog: pytest.LogCaptureFixture)
     warn_if_unshippable(GatedNetwork(trace_backbone(net, Net.shape)))
     warn_if_unshippable(GatedNetwork(trace_backbone(Net(PlainCat(), 64), Net.shape)))
     (record,) = caplog.records
+    assert record.message.startswith("Net can be trained and measured")
     assert "`rlprune export` will refuse it: the network uses middle.what" in record.message
 
 
